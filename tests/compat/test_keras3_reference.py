@@ -15,7 +15,12 @@ DOCUMENT = "keras3_optimizers"
 # Keras rounds hyperparameters to float32 and computes 1 - beta in it.
 RELATIVE = 5e-5
 # Keras's names of slots are those of its attributes.
-SLOTS = {"momentum": ("m", "momentum"), "velocity": ("v",), "velocity_hat": ("vhat",)}
+SLOTS = {
+    "average": ("average",),
+    "momentum": ("m", "momentum"),
+    "velocity": ("v",),
+    "velocity_hat": ("vhat",),
+}
 
 
 def is_supported(case: dict[str, Any]) -> bool:
@@ -62,6 +67,22 @@ def test_optimizer_matches_keras(case: dict[str, Any]) -> None:
                 own, expected[step], rtol=RELATIVE, atol=RELATIVE
             )
     assert_slots_match(case, optimizer, variables)
+    assert_averages_match(case, optimizer, variables)
+
+
+def assert_averages_match(
+    case: dict[str, Any], optimizer: tw.Optimizer, variables: list[tw.Variable]
+) -> None:
+    """Compare what evaluation sees, in a scope and then for good."""
+    if "out_finalized" not in case:
+        return
+    expected = [reference_data.expected(DOCUMENT, k) for k in case["out_finalized"]]
+    with optimizer.ema_scope():
+        inside = [v.detach().double().clone() for v in variables]
+    optimizer.finalize_variable_values(variables)
+    finalized = [v.detach().double() for v in variables]
+    for own in (inside, finalized):
+        torch.testing.assert_close(own, expected, rtol=RELATIVE, atol=RELATIVE)
 
 
 def assert_slots_match(
@@ -88,7 +109,7 @@ def test_arguments_and_defaults_match_keras(name: str) -> None:
     own = {k: v for k, v in config.items() if k not in {*options, "decay"}}
     for key, value in own.items():
         assert value == pytest.approx(theirs[key])
-    later = {"use_ema", "ema_momentum", "loss_scale_factor"}
+    later = {"use_ema", "ema_momentum", "loss_scale_factor"}  # at their defaults
     assert set(theirs) - options - later <= set(own)
     parameters = list(inspect.signature(getattr(tw.optimizers, name)).parameters)
     assert parameters[0] == "learning_rate"
@@ -96,3 +117,8 @@ def test_arguments_and_defaults_match_keras(name: str) -> None:
 
 def test_classes_of_keras_3_are_there() -> None:
     assert {"AdamW", "Lamb", "Lion", "SGD", "Adam"} <= {c["optimizer"] for c in CASES}
+
+
+def test_cases_with_averages_are_there() -> None:
+    chosen = [c["id"] for c in CASES if c["kwargs"].get("use_ema")]
+    assert len(chosen) >= 5

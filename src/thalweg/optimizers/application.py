@@ -14,19 +14,23 @@ from thalweg.compiler import Rule, reads_shape
 from thalweg.compiler.interpret import program_of
 from thalweg.distribute import local_tensor
 from thalweg.errors import message
-from thalweg.optimizers.slots import Entry, SlotTable
+from thalweg.optimizers.averages import Averages
+from thalweg.optimizers.slots import Entry
 from thalweg.rules import decoupled_weight_decay, scatter_update
 from thalweg.state import IndexedSlices, Variable, handle_of
 from thalweg.step import (
+    EMA,
+    EMA_MOMENTUM,
     STEP,
     WEIGHT_DECAY,
     Member,
+    RowUpdate,
     bind_rule,
     launch_dense,
+    launch_row_updates,
     launch_rows,
 )
 from thalweg.step.compose import ScalarView
-from thalweg.step.rows import RowMode
 
 __all__ = ["RuleApplication"]
 
@@ -35,7 +39,7 @@ KerasSparse = Literal["rows", "sequence", "exact", "decay"]
 or that for the slots, while only touched rows of the variable move."""
 
 
-class RuleApplication(SlotTable):
+class RuleApplication(Averages):
     """The part of `Optimizer` that binds a rule to hyperparameters and slots.
 
     Attributes:
@@ -154,34 +158,45 @@ class RuleApplication(SlotTable):
     def _rule(self) -> Rule:
         return Rule.of(self.rule(), self._flags_declared)
 
-    def _bound_rule(self) -> Rule:
-        """The rule with hyperparameters as its scalars, weight decay in front."""
+    def _bound_rule(self, columns: tuple[str, ...] = ()) -> Rule:
+        """The rule with hyperparameters as its scalars, and all that goes with it.
+
+        Args:
+            columns: Scalars of gradient transforms that go in front of it.
+        """
         has_decay = WEIGHT_DECAY in self._hyper or WEIGHT_DECAY in self._table.names
+        extras = (
+            *columns,
+            *((WEIGHT_DECAY,) if has_decay else ()),
+            *((EMA_MOMENTUM,) if self.use_ema else ()),
+        )
         rule_flags = tuple(self.rule_flags().items())
-        key = (self.rule(), tuple(self._flags.values()), rule_flags, has_decay)
+        key = (self.rule(), tuple(self._flags.values()), rule_flags, extras)
         if key not in self._bound:
-            self._bound[key] = self._bind(rule_flags, has_decay=has_decay)
+            self._bound[key] = self._bind(rule_flags, extras)
         return self._bound[key]
 
     def _bind(
-        self, rule_flags: tuple[tuple[str, bool], ...], *, has_decay: bool
+        self, rule_flags: tuple[tuple[str, bool], ...], extras: tuple[str, ...]
     ) -> Rule:
-        names = dict.fromkeys((*self._hypers_declared, *self._states_declared))
-        if has_decay:
-            names[WEIGHT_DECAY] = None
+        names = (*self._hypers_declared, *self._states_declared, *extras)
         rule = self._rule()
+        flags = tuple(self._flags.items())
+        bound = bind_rule(
+            *(rule, type(self), tuple(dict.fromkeys(names)), flags, rule_flags),
+            has_copy=self._has_copies,
+        )
         slots = self.active_slots()
-        if len(slots) != len(rule.slots):
+        if len(slots) != len(bound.slots):
             raise TypeError(
                 message(
                     f"{type(self).__name__}: rule {rule.name}",
-                    f"{len(rule.slots)} slots {list(rule.slots)}",
+                    f"{len(bound.slots)} slots {list(bound.slots)}",
                     f"{len(slots)} {list(slots)}",
                     "Declare a tw.Slot for each.",
                 )
             )
-        flags = tuple(self._flags.items())
-        return bind_rule(rule, type(self), tuple(names), flags, rule_flags)
+        return bound
 
     def _member(self, rule: Rule, entry: Entry, var: torch.Tensor) -> Member:
         """A variable, or a shard of it, with its slots, as a step takes it."""
@@ -196,8 +211,7 @@ class RuleApplication(SlotTable):
         shape_flags = self.shape_flags(var.shape)
         if shape_flags:
             flags = {**self.rule_flags(), **shape_flags}
-            has_decay = WEIGHT_DECAY in rule.scalars
-            rule = self._bind(tuple(flags.items()), has_decay=has_decay)
+            rule = self._bind(tuple(flags.items()), rule.scalars[:-1])
         return Member(rule, tensors, layouts, entry.setting)
 
     def _numbers(self, setting: int) -> dict[str, float]:
@@ -223,19 +237,20 @@ class RuleApplication(SlotTable):
 
     def _apply_slices(self, slices: IndexedSlices, var: Any) -> None:
         """Update the rows of a variable by its rule."""
+        update = self._row_update(slices, handle_of(var))
+        if update is not None:
+            launch_row_updates([update], self._values)
+
+    def _row_update(self, slices: IndexedSlices, var: torch.Tensor) -> RowUpdate | None:
+        """The update of touched rows; one that reads all rows is made at once."""
         policy = self._settings.sparse_update
         mode = self.keras_sparse if policy == "keras" else policy
-        entry = self._built_entry(var)
-        member = self._member(self._bound_rule(), entry, handle_of(var))
+        member = self._member(self._bound_rule(), self._built_entry(var), var)
         if mode == "decay":
-            self._apply_and_decay(slices, member)
-        elif mode == "exact" or _needs_all_rows(member):
-            self._apply_whole(slices, member)
-        else:
-            rows: RowMode = "sequence" if mode == "sequence" else "sum"
-            numbers = self._numbers(entry.setting)
-            tensors, layouts = member.tensors, member.layouts
-            launch_rows(member.rule, {}, tensors, slices, numbers, rows, layouts)
+            return self._apply_and_decay(slices, member)
+        if mode == "exact" or _needs_all_rows(member):
+            return self._apply_whole(slices, member)
+        return RowUpdate(member, slices, "sequence" if mode == "sequence" else "sum")
 
     def _apply_whole(self, slices: IndexedSlices, member: Member) -> None:
         """The dense update with zero rows where there is no gradient."""
@@ -249,11 +264,16 @@ class RuleApplication(SlotTable):
         """The dense update of all slots, of which the touched rows move."""
         moved = member.var.detach().clone()
         tensors = (moved, *member.tensors[1:])
+        entry = self._built_entry(member.var)
+        kept = entry.slots[EMA].detach().clone() if self.use_ema else None
         self._apply_whole(slices, replace(member, tensors=tensors))
         touched = torch.unique(slices.indices)
         rows = IndexedSlices(moved[touched.long()], touched)
         update = Rule.of(scatter_update)
         launch_rows(update, {}, [member.var], rows, {}, "sequence")
+        if kept is not None:
+            entry.slots[EMA].detach().copy_(kept)
+        self._follow(entry, member.var, self._numbers(member.setting))
 
     def _decay_weights(self, var: Any, grad: Any) -> None:
         """Decoupled weight decay for a class that applies gradients by hand."""

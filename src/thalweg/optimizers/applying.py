@@ -22,7 +22,7 @@ from thalweg.state import (
     handle_of,
     has_constraints,
 )
-from thalweg.step import Plan
+from thalweg.step import Plan, Transforms, launch_row_updates
 
 __all__ = ["Applying"]
 
@@ -42,6 +42,9 @@ class Applying(GradientHooks, Keras2Protocol):
     elementwise: bool = False
     """Whether an override of the Keras 2 kind may run on the shards of a variable."""
 
+    last_step_applied: bool = True
+    """Whether the last step was taken; False if ``nonfinite="skip"`` left it out."""
+
     _plan: Plan | None
     _plan_rule: Rule | None
 
@@ -56,43 +59,60 @@ class Applying(GradientHooks, Keras2Protocol):
         same = all(map(is_, variables, self._plan.variables))
         return same and Plan.are_dense(grads)
 
-    def _distributed_apply(self, pairs: Pairs) -> Variable:
-        """Update the variables of all pairs, and count the step."""
+    def _distributed_apply(self, pairs: Pairs, transforms: Transforms) -> Variable:
+        """Update the variables of all pairs, and count the step if it was taken."""
+        self._refuse_in_scope("a step")
         extended = self._extended()
         self._values = self.values_in_force()
+        self.last_step_applied = False
         if self._applies_by_hand or not extended.has_default_update:
             self._apply_one_by_one(extended, pairs)
-        else:
-            self._apply_planned(extended, pairs)
+        elif not self._apply_planned(extended, pairs, transforms):
+            return self.iterations
+        self._finish([variable for _, variable in pairs])
+        self.last_step_applied = True
+        return self.iterations
+
+    def _finish(self, variables: Sequence[torch.Tensor]) -> None:
+        """What follows the update: averages written back, constraints, the count."""
+        is_overwritten = self._overwrite_by_averages(variables)
+        if self._constrain(variables) or is_overwritten:
+            self._refresh_copies(variables)
         self._advance_states()
-        iterations = self.iterations
-        iterations.add_(1)
-        return iterations
+        self.iterations.add_(1)
 
     # -- by a plan ------------------------------------------------------------
 
-    def _apply_planned(self, extended: Any, pairs: Pairs) -> None:
-        rule = self._bound_rule()
+    def _apply_planned(
+        self, extended: Any, pairs: Pairs, transforms: Transforms
+    ) -> bool:
+        """Update by the plan; False if the step was left out."""
+        rule = self._bound_rule(transforms.columns)
         plan = self._plan
         if plan is not None and rule is self._plan_rule and self._is_known(pairs):
             grads, variables = zip(*pairs, strict=True)
             if plan.fits(variables, grads):
-                plan.load(grads, self._values)
-                plan.run()
-                return self._constrain(variables)
+                return transforms.run(plan, grads, self._values)
         check_pairs(pairs)
         self._check_constraints(pairs)
         located = self._locate(extended, pairs)
         dense = [x for x in located if not isinstance(x[2], IndexedSlices)]
-        if dense:
-            self._run_plan(rule, dense)
-        for _, component, slices in located:
-            if isinstance(slices, IndexedSlices):
-                self._apply_slices(slices, as_variable(component))
-        return self._constrain([variable for _, variable in pairs])
+        sparse = [x for x in located if isinstance(x[2], IndexedSlices)]
 
-    def _run_plan(self, rule: Rule, dense: Located) -> None:
-        """Run the plan of these components; make it if there is none."""
+        def update_rows() -> None:
+            updates = [self._row_update(slices, c) for _, c, slices in sparse]
+            rows = [update for update in updates if update is not None]
+            launch_row_updates(rows, self._values)
+
+        if not dense:
+            update_rows()
+            return True
+        gradients = [gradient for _, _, gradient in dense]
+        plan = self._plan_of(rule, dense, transforms)
+        return transforms.run(plan, gradients, self._values, before_run=update_rows)
+
+    def _plan_of(self, rule: Rule, dense: Located, transforms: Transforms) -> Plan:
+        """The plan of these components, made anew if the present one does not fit."""
         components = [component for _, component, _ in dense]
         grads = [grad for _, _, grad in dense]
         plan = self._plan
@@ -103,10 +123,9 @@ class Applying(GradientHooks, Keras2Protocol):
             or not plan.fits(components, grads)
         ):
             members = [self._member(rule, entry, c) for entry, c, _ in dense]
-            plan = Plan(self._name, members, grads)
+            plan = Plan(self._name, members, grads, owns_rows=transforms.owns_rows)
             self._plan, self._plan_rule = plan, rule
-        plan.load(grads, self._values)
-        plan.run()
+        return plan
 
     def _locate(self, extended: Any, pairs: Pairs) -> Located:
         """Local components of the variables, and their gradients beside them."""
@@ -124,12 +143,16 @@ class Applying(GradientHooks, Keras2Protocol):
                 extended.update(variable, take, args=(grad,), group=False)
         return located
 
-    def _constrain(self, variables: Sequence[torch.Tensor]) -> None:
+    def _constrain(self, variables: Sequence[torch.Tensor]) -> bool:
+        """Apply the constraints of these variables; say whether there were any."""
         if not has_constraints():
-            return
+            return False
+        has_any = False
         for variable in map(as_variable, variables):
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable.value().detach()))
+                has_any = True
+        return has_any
 
     # -- one by one -----------------------------------------------------------
 
@@ -163,16 +186,18 @@ class Applying(GradientHooks, Keras2Protocol):
         if self._applies_by_hand:
             self._decay_weights(component, grad)
         if isinstance(grad, IndexedSlices):
-            return self._resource_apply_sparse_duplicate_indices(
+            result = self._resource_apply_sparse_duplicate_indices(
                 grad.values,
                 component,
                 grad.indices,
                 **self._state_for("sparse", apply_state),
             )
-        result = self._resource_apply_dense(
-            grad, component, **self._state_for("dense", apply_state)
-        )
-        self._constrain([entry.variable])
+        else:
+            result = self._resource_apply_dense(
+                grad, component, **self._state_for("dense", apply_state)
+            )
+        if self._applies_by_hand:
+            self._follow(entry, component, self._numbers(entry.setting))
         return result
 
     # -- checks ---------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from thalweg.distribute import all_reduce, is_distributed, local_tensor
 from thalweg.errors import message
 from thalweg.gradients import (
     GradientTape,
@@ -17,6 +18,8 @@ from thalweg.gradients import (
 from thalweg.gradients.nest import flatten
 from thalweg.optimizers.application import RuleApplication
 from thalweg.optimizers.pairs import Pairs
+from thalweg.state import IndexedSlices
+from thalweg.step import Plan, Transforms
 
 __all__ = ["GradientFunction", "GradientHooks"]
 
@@ -122,6 +125,33 @@ class GradientHooks(RuleApplication):
         if self.gradient_aggregator is not None:
             return list(self.gradient_aggregator(grads_and_vars))
         return self._extended().aggregate_gradients(grads_and_vars)
+
+    def _folded_transforms(self, pairs: Pairs) -> Transforms | None:
+        """The clips and checks, if the update's own pass can apply them.
+
+        None where a hook or a function of the user's stands between, the class
+        updates by hand, or a gradient is sparse, sharded or not on the CPU.
+        """
+        hook = type(self)._transform_gradients
+        if hook is not GradientHooks._transform_gradients or self.gradient_transformers:
+            return None
+        transforms = Transforms(
+            *(self.clipvalue, self.clipnorm, self.global_clipnorm),
+            nonfinite=self._settings.nonfinite,
+        )
+        if transforms == Transforms():
+            return transforms
+        gradients = [gradient for gradient, _ in pairs]
+        return transforms if Plan.can_fold(gradients) else None
+
+    def _nonfinite_variables(self, pairs: Pairs) -> list[torch.Tensor]:
+        """The variables whose gradients have an inf or NaN, the same on every rank."""
+        values = [g.values if isinstance(g, IndexedSlices) else g for g, _ in pairs]
+        parts = [torch.isfinite(local_tensor(v)).all().logical_not() for v in values]
+        bad = torch.stack([part.to(parts[0].device) for part in parts])
+        if any(map(is_distributed, values)):
+            bad = all_reduce(bad.to(torch.int32), "sum") > 0
+        return [v for (_, v), b in zip(pairs, bad.tolist(), strict=True) if b]
 
     def _transform_gradients(self, grads_and_vars: Pairs) -> Pairs:
         """Hook: clip by value, by norm, by global norm, then the user's functions."""

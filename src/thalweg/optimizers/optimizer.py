@@ -20,6 +20,7 @@ from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
 from thalweg.state import Variable, name_of, set_name
+from thalweg.step import NonFinite, Transforms, refuse_nonfinite
 
 __all__ = ["Optimizer", "OptimizerV2"]
 
@@ -27,7 +28,8 @@ _NOT_COPIED = ("_shards", "_values", "_strategy", "_plan", "_plan_rule", "_bound
 _OPTIONS = (
     *("lr", "decay", "clipvalue", "clipnorm", "global_clipnorm", "weight_decay"),
     *("per_variable", "gradient_aggregator", "gradient_transformers"),
-    *("sparse_update", "slot_dtypes"),
+    *("sparse_update", "slot_dtypes", "low_precision_copy", "nonfinite"),
+    *("use_ema", "ema_momentum", "ema_overwrite_frequency"),
 )
 
 
@@ -95,6 +97,11 @@ class Optimizer(Applying):
         gradient_transformers: Sequence[Callable[[Pairs], Pairs]] | None = None  # pyright: ignore[reportIncompatibleVariableOverride] - a field here
         sparse_update: InitVar[str] = "rows"
         slot_dtypes: InitVar[str | Mapping[str, str | torch.dtype] | None] = None
+        low_precision_copy: InitVar[str | torch.dtype | None] = None
+        nonfinite: InitVar[NonFinite] = "off"
+        use_ema: InitVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride] - a field here
+        ema_momentum: InitVar[float | None] = None
+        ema_overwrite_frequency: InitVar[int | None] = None
 
     def __init__(self, name: str | None = None, **options: Any) -> None:
         where = type(self).__name__
@@ -118,6 +125,7 @@ class Optimizer(Applying):
         self._states: dict[str, Variable] = {}
         self._settings = Settings.checked(where, options, self._hypers_declared)
         self._construct_gradient_options(options)
+        self._construct_averages(options)
         self._initial_decay = options.get("decay") or 0.0
         self._set_hyper("decay", self._initial_decay)
         if options.get("weight_decay") is not None:
@@ -219,8 +227,23 @@ class Optimizer(Applying):
             pairs = self._checked(take_pairs(pairs), joins=joins)
         if not pairs:
             return self.iterations
-        pairs = self._transform_gradients(pairs)
-        return self._distributed_apply(pairs)
+        transforms = self._folded_transforms(pairs)
+        if transforms is None:
+            if not self._check_finite(pairs):
+                return self.iterations
+            pairs, transforms = self._transform_gradients(pairs), Transforms()
+        return self._distributed_apply(pairs, transforms)
+
+    def _check_finite(self, pairs: Pairs) -> bool:
+        """Whether a step may be taken on gradients that no plan checks."""
+        self.last_step_applied = True
+        if self._settings.nonfinite == "off":
+            return True
+        bad = self._nonfinite_variables(pairs)
+        if bad and self._settings.nonfinite == "error":
+            refuse_nonfinite(bad)
+        self.last_step_applied = not bad
+        return not bad
 
     def _aggregated(self, pairs: Pairs) -> Pairs:
         return self._aggregate_gradients(self._transform_unaggregated_gradients(pairs))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from thalweg.errors import message, nearest
 from thalweg.optimizers.declarations import Hyper, Scale
 from thalweg.state import name_of
+from thalweg.step import LOW_PRECISION_COPY, NonFinite
 
 __all__ = ["Override", "Settings", "match_patterns"]
 
@@ -37,13 +38,15 @@ class Settings:
         slot_dtypes: None, ``"variable"``, or slot name to dtype.
         nonfinite: ``"off"``, ``"skip"`` or ``"error"``.
         ema_overwrite_frequency: Steps between two overwrites by averages, or None.
+        low_precision_copy: Dtype of a copy of every variable, or None.
     """
 
     per_variable: dict[str, dict[str, Any]] = field(default_factory=dict)
     sparse_update: str = "rows"
     slot_dtypes: str | dict[str, torch.dtype] | None = None
-    nonfinite: str = "off"
+    nonfinite: NonFinite = "off"
     ema_overwrite_frequency: int | None = None
+    low_precision_copy: torch.dtype | None = None
 
     @classmethod
     def checked(
@@ -67,8 +70,9 @@ class Settings:
             _checked_patterns(where, options.pop("per_variable", None), hypers),
             _checked_choice(where, "sparse_update", options, SPARSE_UPDATES),
             _checked_dtypes(where, options.pop("slot_dtypes", None)),
-            _checked_choice(where, "nonfinite", options, NONFINITE),
+            cast("NonFinite", _checked_choice(where, "nonfinite", options, NONFINITE)),
             _checked_frequency(where, options.pop("ema_overwrite_frequency", None)),
+            _checked_copy(where, options.pop("low_precision_copy", None)),
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -84,11 +88,11 @@ class Settings:
                 config[name] = getattr(self, name)
         if isinstance(self.slot_dtypes, dict):
             dtypes = self.slot_dtypes.items()
-            config["slot_dtypes"] = {
-                n: str(d).removeprefix("torch.") for n, d in dtypes
-            }
+            config["slot_dtypes"] = {n: _dtype_name(d) for n, d in dtypes}
         elif self.slot_dtypes is not None:
             config["slot_dtypes"] = self.slot_dtypes
+        if self.low_precision_copy is not None:
+            config["low_precision_copy"] = _dtype_name(self.low_precision_copy)
         return config
 
     def slot_dtype(
@@ -97,6 +101,8 @@ class Settings:
         """Storage dtype of a slot for a variable of some dtype."""
         if isinstance(self.slot_dtypes, dict) and slot in self.slot_dtypes:
             return self.slot_dtypes[slot]
+        if slot == LOW_PRECISION_COPY and self.low_precision_copy is not None:
+            return self.low_precision_copy
         if self.slot_dtypes == "variable":
             return variable
         if declared is not None:
@@ -237,22 +243,33 @@ def _checked_dtypes(where: str, given: Any) -> str | dict[str, torch.dtype] | No
             )
         )
     return {
-        str(slot): _floating_dtype(where, slot, dtype) for slot, dtype in given.items()
+        str(slot): _floating_dtype(f"{where}: slot_dtypes[{slot!r}]", dtype)
+        for slot, dtype in given.items()
     }
 
 
-def _floating_dtype(where: str, slot: str, given: Any) -> torch.dtype:
+def _checked_copy(where: str, given: Any) -> torch.dtype | None:
+    if given is None:
+        return None
+    return _floating_dtype(f"{where}: low_precision_copy", given)
+
+
+def _floating_dtype(where: str, given: Any) -> torch.dtype:
     dtype = getattr(torch, given, None) if isinstance(given, str) else given
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     raise ValueError(
         message(
-            f"{where}: slot_dtypes[{slot!r}]",
+            where,
             "a floating dtype such as 'bfloat16'",
             repr(given),
             "Pass a torch dtype or its name.",
         )
     )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _to_json(value: Any) -> Any:

@@ -24,12 +24,8 @@ from thalweg.state import (
     name_of,
     register_names,
 )
-from thalweg.step import EMA, EMA_MOMENTUM
 
 __all__ = ["SlotTable"]
-
-
-_AVERAGE = Slot(initial="var")
 
 
 @dataclass
@@ -130,12 +126,11 @@ class SlotTable(HyperparameterAccess, Trackable):
 
     def active_slots(self) -> dict[str, Slot]:
         """The slots that exist with the flags and options as they are."""
-        slots = {
+        return {
             name: slot
             for name, slot in self._slots_declared.items()
             if slot.when is None or getattr(self, slot.when)
         }
-        return slots | {EMA: _AVERAGE} if EMA_MOMENTUM in self._hyper else slots
 
     def _create_slots(self, var_list: Sequence[torch.Tensor]) -> None:
         """Make the declared slots; override it to add slots by hand."""

@@ -5,6 +5,7 @@ from thalweg.step.compose import (
     EMA,
     EMA_MOMENTUM,
     GRADIENT_SCALE,
+    LOW_PRECISION_COPY,
     STEP,
     WEIGHT_DECAY,
     bind_rule,
@@ -13,18 +14,27 @@ from thalweg.step.group import Member
 from thalweg.step.launch import launch_dense, launch_rows
 from thalweg.step.norms import clip_scales
 from thalweg.step.plan import Plan
+from thalweg.step.rows import RowMode, RowUpdate, launch_row_updates
+from thalweg.step.transforms import NonFinite, Transforms, refuse_nonfinite
 
 __all__ = [
     "CLIPVALUE",
     "EMA",
     "EMA_MOMENTUM",
     "GRADIENT_SCALE",
+    "LOW_PRECISION_COPY",
     "STEP",
     "WEIGHT_DECAY",
     "Member",
+    "NonFinite",
     "Plan",
+    "RowMode",
+    "RowUpdate",
+    "Transforms",
     "bind_rule",
     "clip_scales",
     "launch_dense",
+    "launch_row_updates",
     "launch_rows",
+    "refuse_nonfinite",
 ]

@@ -22,6 +22,7 @@ __all__ = [
     "EMA",
     "EMA_MOMENTUM",
     "GRADIENT_SCALE",
+    "LOW_PRECISION_COPY",
     "STEP",
     "WEIGHT_DECAY",
     "ScalarView",
@@ -36,6 +37,8 @@ GRADIENT_SCALE = "gradient_scale"
 EMA_MOMENTUM = "ema_momentum"
 EMA = "average"
 """Slot of a variable's moving average."""
+LOW_PRECISION_COPY = "low_precision_copy"
+"""Slot of a variable's copy in another dtype."""
 
 ScalarMap = Callable[[Any, Any], Mapping[str, Any]]
 
@@ -68,6 +71,8 @@ def bind_rule(
     hypers: tuple[str, ...],
     flags: tuple[tuple[str, bool], ...],
     rule_flags: tuple[tuple[str, bool], ...],
+    *,
+    has_copy: bool = False,
 ) -> Rule:
     """Compose a rule with the map from hyperparameters to its scalars.
 
@@ -77,9 +82,11 @@ def bind_rule(
         hypers: Hyperparameters the rule shall take instead of its own scalars. Some
             of them bring more into the pass: `CLIPVALUE` and `GRADIENT_SCALE` change
             the gradient first, `WEIGHT_DECAY` lets the variable decay first, and
-            `EMA_MOMENTUM` adds the slot `EMA` behind the others.
+            `EMA_MOMENTUM` adds the slot `EMA` behind the rule's own.
         flags: Flags of the class and their values.
         rule_flags: Flags of the rule and their values.
+        has_copy: Whether the slot `LOW_PRECISION_COPY`, behind all others, gets the
+            new variable, too.
 
     Returns:
         A rule of the same tensors, whose scalars are the hyperparameters and `STEP`.
@@ -89,35 +96,47 @@ def bind_rule(
     scalars_of: ScalarMap = getattr(owner, "scalars")  # noqa: B009 - owner is any class
     wanted, switches = rule.scalars, dict(rule_flags)
 
-    averages, has_slots = EMA_MOMENTUM in hypers, bool(rule.slots)
+    averages, names = EMA_MOMENTUM in hypers, rule.slots
+    extras = ((EMA,) if averages else ()) + ((LOW_PRECISION_COPY,) if has_copy else ())
 
     def composed(var: Any, *rest: Any, **values: Any) -> Any:
         view = ScalarView(owner, {**dict(flags), **values})
         scalars = scalars_of(view, values[STEP])
-        slots = rest[: len(rest) - 1 - averages]
+        own, added = rest[: -1 - len(extras)], rest[-1 - len(extras) : -1]
         grad = _clipped(rest[-1], values)
         new: Any = function(
             _decayed(var, grad, values),
-            *slots,
+            *own,
             grad,
             **{n: scalars[n] for n in wanted},
             **switches,
         )
-        if not averages:
+        if not added:
             return new
-        outputs = list(new) if has_slots else [new]
-        momentum = values[EMA_MOMENTUM]
-        return (*outputs, moving_average(rest[-2], outputs[0], momentum=momentum))
+        outputs = _in_order(new, names)
+        if averages:
+            momentum = values[EMA_MOMENTUM]
+            outputs.append(moving_average(added[0], outputs[0], momentum=momentum))
+        return (*outputs, outputs[0]) if has_copy else tuple(outputs)
 
     return Rule(
         function=composed,
         name=rule.name,
         var=rule.var,
-        slots=(*rule.slots, EMA) if averages else rule.slots,
+        slots=(*rule.slots, *extras),
         gradient=rule.gradient,
         scalars=(*hypers, STEP),
         flags=(),
     )
+
+
+def _in_order(new: Any, slots: tuple[str, ...]) -> list[Any]:
+    """What a rule returned as a list; slots may come as a dict by name."""
+    if not slots:
+        return [new]
+    if isinstance(new[1], Mapping):
+        return [new[0], *(new[1][name] for name in slots)]
+    return list(new)
 
 
 def _clipped(grad: Any, values: Mapping[str, Any]) -> Any:

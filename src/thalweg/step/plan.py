@@ -27,6 +27,7 @@ _shape_of: Callable[[object], Any] = _Tensor.shape.__get__
 _dtype_of: Callable[[object], Any] = _Tensor.dtype.__get__
 _layout_of: Callable[[object], Any] = _Tensor.layout.__get__
 _device_of: Callable[[object], Any] = _Tensor.device.__get__
+_is_cpu: Callable[[object], bool] = _Tensor.is_cpu.__get__
 _PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter}
 _STRIDED = {torch.strided}
 _HAS_DEVICES = torch.accelerator.is_available()
@@ -71,7 +72,7 @@ class Plan:
         self._groups = _groups(members, gradients, on_cpu, owns_rows=owns_rows)
         self._is_plain = all(group.is_plain for group in self._groups)
         self._loaded: Loaded = (), {}
-        self._norms: tuple[bool, SquaredNorms] | None = None
+        self._norms: dict[bool, SquaredNorms] = {}
         self._interpreted = [(i, m) for i, m in enumerate(members) if not on_cpu[i]]
         self._written = [
             t for i, m in enumerate(members) if on_cpu[i] for t in m.tensors
@@ -83,6 +84,11 @@ class Plan:
         if not set(map(type, gradients)) <= _PLAIN_TYPES:
             return False
         return set(map(_layout_of, gradients)) <= _STRIDED
+
+    @staticmethod
+    def can_fold(gradients: Sequence[object]) -> bool:
+        """Whether `squared_norms` and `write_scales` can serve these gradients."""
+        return Plan.are_dense(gradients) and all(map(_is_cpu, gradients))
 
     def fits(
         self, variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
@@ -138,12 +144,13 @@ class Plan:
         """
         gradients, _ = self._loaded
         is_clipped = clipvalue is not None
-        if self._norms is None or self._norms[0] != is_clipped:
-            self._norms = is_clipped, SquaredNorms(gradients, is_clipped=is_clipped)
+        if is_clipped not in self._norms:
+            self._norms[is_clipped] = SquaredNorms(gradients, is_clipped=is_clipped)
         addresses = np.zeros(len(gradients), dtype=np.int64)
         for group in self._groups:
             group.read_gradients(addresses)
-        return self._norms[1](addresses, clipvalue, torch.get_num_threads())
+        norms = self._norms[is_clipped]
+        return norms(addresses, clipvalue, torch.get_num_threads())
 
     def write_scales(self, scales: np.ndarray) -> None:
         """Set what each gradient is multiplied by, for rules that take it."""

@@ -1,0 +1,180 @@
+"""What follows a variable: its moving average, and its copy in another dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from thalweg.compiler import Rule
+from thalweg.distribute import local_tensor
+from thalweg.errors import message
+from thalweg.optimizers.declarations import Slot
+from thalweg.optimizers.slots import Entry, SlotTable
+from thalweg.rules.moving_average import moving_average
+from thalweg.state import handle_of
+from thalweg.step import EMA, EMA_MOMENTUM, LOW_PRECISION_COPY, launch_dense
+
+__all__ = ["Averages"]
+
+_FOLLOWS = Slot(initial="var")
+
+
+class Averages(SlotTable):
+    """The part of `Optimizer` that keeps averages and copies of the variables."""
+
+    _averages_in_use: bool = False
+
+    def _construct_averages(self, options: Mapping[str, Any]) -> None:
+        momentum = options.get("ema_momentum")
+        if options.get("use_ema"):
+            self._set_hyper(EMA_MOMENTUM, 0.99 if momentum is None else momentum)
+        elif "use_ema" not in options and (
+            momentum is not None or self._settings.ema_overwrite_frequency is not None
+        ):
+            raise ValueError(
+                message(
+                    type(self).__name__,
+                    "`use_ema=True` beside ema_momentum or ema_overwrite_frequency",
+                    "them alone",
+                    "Pass use_ema=True, or leave them out.",
+                )
+            )
+
+    @property
+    def use_ema(self) -> bool:
+        """Whether an exponential moving average of every variable is kept."""
+        return EMA_MOMENTUM in self._hyper
+
+    @property
+    def _has_copies(self) -> bool:
+        return self._settings.low_precision_copy is not None
+
+    @override
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | ({"use_ema": True} if self.use_ema else {})
+
+    @override
+    def active_slots(self) -> dict[str, Slot]:
+        slots = dict(super().active_slots())
+        if self.use_ema:
+            slots[EMA] = _FOLLOWS
+        if self._has_copies:
+            slots[LOW_PRECISION_COPY] = _FOLLOWS
+        return slots
+
+    @override
+    def slot_variables(self) -> Iterator[tuple[torch.Tensor, str, Any]]:
+        self._refuse_in_scope("saving")
+        return super().slot_variables()
+
+    # -- using averages -------------------------------------------------------
+
+    @contextmanager
+    def ema_scope(self) -> Iterator[None]:
+        """Put the averages into the variables, for evaluation.
+
+        Inside, every variable that was built holds its average; afterwards, also
+        after an exception, the trained values are back, to the bit. Steps and
+        checkpoints of the optimizer are refused inside.
+
+        Raises:
+            RuntimeError: If the optimizer keeps no averages, or is in this scope
+                already.
+
+        Example:
+            >>> weight = tw.Variable([1.0])
+            >>> optimizer = tw.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)
+            >>> for _ in range(2):
+            ...     _ = optimizer.apply_gradients([(torch.ones(1), weight)])
+            >>> with optimizer.ema_scope():
+            ...     print(weight.numpy())
+            [-0.5]
+            >>> weight.numpy()
+            array([-1.], dtype=float32)
+        """
+        if not self.use_ema:
+            raise RuntimeError(
+                message(
+                    f"{self._name}.ema_scope",
+                    "an optimizer that keeps averages",
+                    "one without",
+                    "Make it with use_ema=True.",
+                )
+            )
+        self._refuse_in_scope("another ema_scope()")
+        entries = [e for e in self._entries.values() if EMA in e.slots]
+        trained = [e.variable.detach().clone() for e in entries]
+        self._averages_in_use = True
+        try:
+            _copy_all(entries, [e.slots[EMA] for e in entries])
+            yield
+        finally:
+            _copy_all(entries, trained)
+            self._averages_in_use = False
+
+    def finalize_variable_values(self, var_list: Iterable[torch.Tensor]) -> None:
+        """Replace variables by their averages for good, at the end of training.
+
+        Args:
+            var_list: Variables that were built.
+
+        Raises:
+            KeyError: If one was not built; nothing is changed then.
+        """
+        if not self.use_ema:
+            return
+        variables = list(var_list)
+        averages = [self.get_slot(variable, EMA) for variable in variables]
+        _copy_all([self._built_entry(v) for v in variables], averages)
+        self._refresh_copies(variables)
+
+    def _refuse_in_scope(self, what: str) -> None:
+        if self._averages_in_use:
+            raise RuntimeError(
+                message(
+                    self._name,
+                    f"{what} outside ema_scope()",
+                    "it inside, where variables hold their averages",
+                    "Leave the scope first.",
+                )
+            )
+
+    # -- after a step ---------------------------------------------------------
+
+    def _overwrite_by_averages(self, variables: Sequence[torch.Tensor]) -> bool:
+        """Every so many steps a variable becomes its average; say whether it did."""
+        frequency = self._settings.ema_overwrite_frequency
+        if frequency is None or (int(self.iterations) + 1) % frequency:
+            return False
+        entries = [self._entry(variable) for variable in variables]
+        _copy_all(entries, [e.slots[EMA] for e in entries])
+        return True
+
+    def _refresh_copies(self, variables: Iterable[torch.Tensor]) -> None:
+        """Copy variables that something else than their rule has written."""
+        if not self._has_copies:
+            return
+        with torch.no_grad():
+            for entry in map(self._entry, variables):
+                entry.slots[LOW_PRECISION_COPY].copy_(entry.variable)
+
+    def _follow(
+        self, entry: Entry, component: Any, numbers: Mapping[str, float]
+    ) -> None:
+        """Average and copy what a class of the Keras 2 kind has written."""
+        var = handle_of(component).detach()
+        if self.use_ema:
+            average = local_tensor(entry.slots[EMA])
+            momentum = {"momentum": numbers[EMA_MOMENTUM]}
+            launch_dense(Rule.of(moving_average), {}, [average, var], momentum)
+        self._refresh_copies([entry.variable])
+
+
+@torch.no_grad()
+def _copy_all(entries: Sequence[Entry], values: Sequence[torch.Tensor]) -> None:
+    for entry, value in zip(entries, values, strict=True):
+        entry.variable.copy_(value)

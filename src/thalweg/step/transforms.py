@@ -1,0 +1,148 @@
+"""The declared transforms of gradients, folded into the step that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from thalweg.errors import message
+from thalweg.state import name_of
+from thalweg.step.compose import CLIPVALUE, GRADIENT_SCALE, STEP
+from thalweg.step.norms import clip_scales
+from thalweg.step.plan import Plan
+
+__all__ = ["NonFinite", "Transforms", "refuse_nonfinite"]
+
+NonFinite = Literal["off", "skip", "error"]
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """What happens to dense gradients between the sum over replicas and the rule.
+
+    In this order: unscaled, checked, clipped by value, by norm, by global norm. The
+    norms take one pass that reads the gradients; everything else is part of the
+    update's own pass, and no gradient is written.
+
+    Attributes:
+        clipvalue: Bound of every element, or None.
+        clipnorm: Largest norm of each gradient, or None.
+        global_clipnorm: Largest norm of all gradients together, or None.
+        nonfinite: What a gradient with an inf or NaN does to the step: ``"off"``
+            nothing, ``"skip"`` leaves it out, ``"error"`` raises.
+        unscales: Whether gradients are multiplied by a number, for loss scaling.
+    """
+
+    clipvalue: float | None = None
+    clipnorm: float | None = None
+    global_clipnorm: float | None = None
+    nonfinite: NonFinite = "off"
+    unscales: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The scalars that `bind_rule` must be given for these transforms."""
+        by_value = (CLIPVALUE,) if self.clipvalue is not None else ()
+        by_factor = (GRADIENT_SCALE,) if self._has_norm or self.unscales else ()
+        return by_value + by_factor
+
+    @property
+    def owns_rows(self) -> bool:
+        """Whether each gradient has a factor of its own; a `Plan` must know."""
+        return self.clipnorm is not None
+
+    @property
+    def _has_norm(self) -> bool:
+        return self.clipnorm is not None or self.global_clipnorm is not None
+
+    def run(
+        self,
+        plan: Plan,
+        gradients: Sequence[torch.Tensor],
+        values: Mapping[str, np.ndarray],
+        unscale: float = 1.0,
+        before_run: Callable[[], None] | None = None,
+    ) -> bool:
+        """Run a plan on transformed gradients.
+
+        Args:
+            plan: The plan, of a rule that takes `columns`.
+            gradients: Gradients that fit it.
+            values: For each hyperparameter one number per setting.
+            unscale: What the gradients are multiplied by, if `unscales`.
+            before_run: Called when all checks are passed, before the first write.
+
+        Returns:
+            False if the step was left out; nothing is written then.
+
+        Raises:
+            FloatingPointError: If ``nonfinite`` is ``"error"`` and a gradient has an
+                inf or NaN; nothing is written then.
+        """
+        values = self._with_clipvalue(values, unscale)
+        plan.load(gradients, values)
+        if self._has_norm or self.nonfinite != "off" or self.unscales:
+            squared = self._checked_norms(plan, gradients, unscale)
+            if squared is None:
+                return False
+            self._write_scales(plan, squared, unscale)
+        if before_run is not None:
+            before_run()
+        plan.run()
+        return True
+
+    def _with_clipvalue(
+        self, values: Mapping[str, np.ndarray], unscale: float
+    ) -> Mapping[str, np.ndarray]:
+        """The bound in the gradient's own unit: the kernel clips, then unscales."""
+        if self.clipvalue is None:
+            return values
+        bound = self.clipvalue / unscale
+        return {**values, CLIPVALUE: np.full(len(values[STEP]), bound)}
+
+    def _checked_norms(
+        self, plan: Plan, gradients: Sequence[torch.Tensor], unscale: float
+    ) -> np.ndarray | None:
+        """The squared norms after clipping by value; None if the step is left out."""
+        squared = np.ones(len(gradients))
+        if self.nonfinite != "off":
+            squared = plan.squared_norms(None)
+            suspects = np.flatnonzero(~np.isfinite(squared)).tolist()
+            # A sum of squares can overflow where no element does.
+            bad = [i for i in suspects if not bool(torch.isfinite(gradients[i]).all())]
+            if bad and self.nonfinite == "skip":
+                return None
+            if bad:
+                refuse_nonfinite([plan.variables[i] for i in bad])
+        clips_first = self.clipvalue is not None or self.nonfinite == "off"
+        if self._has_norm and clips_first:
+            bound = None if self.clipvalue is None else self.clipvalue / unscale
+            squared = plan.squared_norms(bound)
+        return squared * (unscale * unscale)
+
+    def _write_scales(self, plan: Plan, squared: np.ndarray, unscale: float) -> None:
+        if GRADIENT_SCALE in self.columns:
+            scales = clip_scales(squared, self.clipnorm, self.global_clipnorm)
+            plan.write_scales(scales * unscale)
+
+
+def refuse_nonfinite(variables: Sequence[torch.Tensor]) -> None:
+    """Raise an error that names the variables whose gradients are not finite.
+
+    Raises:
+        FloatingPointError: Always.
+    """
+    names = [name_of(v) or f"a {tuple(v.shape)} variable" for v in variables]
+    raise FloatingPointError(
+        message(
+            "nonfinite='error'",
+            "finite gradients",
+            f"an inf or NaN in those of {names}",
+            "Nothing was changed. Lower the learning rate or clip; "
+            "nonfinite='skip' leaves such steps out.",
+        )
+    )
