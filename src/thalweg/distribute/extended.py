@@ -287,9 +287,10 @@ class StrategyExtended:
                 order on every replica, None where a replica has no gradient.
 
         Returns:
-            list: the pairs with the gradients to apply, alike on every replica.
+            list: the pairs with the gradients to apply, alike on every replica; the
+            argument itself where nothing changed.
         """
-        return list(pairs)
+        return pairs if isinstance(pairs, list) else list(pairs)
 
     def broadcast_initial(self, variables: Iterable[Tensor]) -> None:
         """Give all replicas the values of the first, once for each variable."""

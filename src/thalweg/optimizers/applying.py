@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import is_
 from typing import Any, dataclass_transform
 
 import torch
@@ -27,6 +26,7 @@ from thalweg.step import Plan, Transforms, launch_row_updates
 __all__ = ["Applying"]
 
 Located = list[tuple[Entry, torch.Tensor, Any]]
+Batch = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 
 
 # Fields begin below this class: annotations above it are no constructor arguments.
@@ -48,18 +48,20 @@ class Applying(GradientHooks, Keras2Protocol):
     _plan: Plan | None
     _plan_rule: Rule | None
 
-    def _is_known(self, pairs: Sequence[Any]) -> bool:
-        """Whether the plan has checked these variables, and all gradients are dense."""
+    def _recognized(self, pairs: Sequence[Any]) -> Batch | None:
+        """Gradients and variables of these pairs, if the plan knows them as dense."""
         if self._plan is None or len(pairs) != len(self._plan.variables):
-            return False
+            return None
         try:
-            grads, variables = zip(*pairs, strict=True)
+            gradients, variables = zip(*pairs, strict=True)
         except (TypeError, ValueError):
-            return False
-        same = all(map(is_, variables, self._plan.variables))
-        return same and Plan.are_dense(grads)
+            return None
+        is_known = self._plan.recognizes(variables, gradients)
+        return (gradients, variables) if is_known else None
 
-    def _distributed_apply(self, pairs: Pairs, transforms: Transforms) -> Variable:
+    def _distributed_apply(
+        self, pairs: Pairs, transforms: Transforms, batch: Batch | None
+    ) -> Variable:
         """Update the variables of all pairs, and count the step if it was taken."""
         self._refuse_in_scope("a step")
         extended = self._extended()
@@ -67,7 +69,7 @@ class Applying(GradientHooks, Keras2Protocol):
         self.last_step_applied = False
         if self._applies_by_hand or not extended.has_default_update:
             self._apply_one_by_one(extended, pairs)
-        elif not self._apply_planned(extended, pairs, transforms):
+        elif not self._apply_planned(extended, pairs, transforms, batch):
             return self.iterations
         self._finish([variable for _, variable in pairs])
         self.last_step_applied = True
@@ -84,15 +86,17 @@ class Applying(GradientHooks, Keras2Protocol):
     # -- by a plan ------------------------------------------------------------
 
     def _apply_planned(
-        self, extended: Any, pairs: Pairs, transforms: Transforms
+        self,
+        extended: Any,
+        pairs: Pairs,
+        transforms: Transforms,
+        batch: Batch | None,
     ) -> bool:
         """Update by the plan; False if the step was left out."""
         rule = self._bound_rule(transforms.columns)
         plan = self._plan
-        if plan is not None and rule is self._plan_rule and self._is_known(pairs):
-            grads, variables = zip(*pairs, strict=True)
-            if plan.fits(variables, grads):
-                return transforms.run(plan, grads, self._values)
+        if batch and plan and rule is self._plan_rule and plan.is_in_place():
+            return transforms.run(plan, batch[0], self._values)
         check_pairs(pairs)
         self._check_constraints(pairs)
         located = self._locate(extended, pairs)

@@ -221,10 +221,13 @@ class Optimizer(Applying):
         self._refuse_cross_replica()
         pairs = list(grads_and_vars)
         joins = experimental_aggregate_gradients
-        if self._is_known(pairs):
-            pairs = self._aggregated(pairs) if joins else pairs
-        else:
+        batch = self._recognized(pairs)
+        if batch is None:
             pairs = self._checked(take_pairs(pairs), joins=joins)
+        elif joins:
+            summed = self._aggregated(pairs)
+            if summed is not pairs:
+                pairs, batch = summed, self._recognized(summed)
         if not pairs:
             return self.iterations
         transforms = self._folded_transforms(pairs)
@@ -232,7 +235,8 @@ class Optimizer(Applying):
             if not self._check_finite(pairs):
                 return self.iterations
             pairs, transforms = self._transform_gradients(pairs), Transforms()
-        return self._distributed_apply(pairs, transforms)
+            batch = self._recognized(pairs)
+        return self._distributed_apply(pairs, transforms, batch)
 
     def _check_finite(self, pairs: Pairs) -> bool:
         """Whether a step may be taken on gradients that no plan checks."""

@@ -15,6 +15,7 @@ from thalweg.compiler import Kernel, KernelKey, compile_rules, interpret, reads_
 from thalweg.errors import message
 from thalweg.step.group import Group, Member
 from thalweg.step.norms import SquaredNorms
+from thalweg.step.recognition import recognizer
 from thalweg.step.tensors import check_readable, check_writable, is_dense
 
 __all__ = ["Plan"]
@@ -71,6 +72,10 @@ class Plan:
         on_cpu = [d.type == "cpu" for d in self._devices]
         self._groups = _groups(members, gradients, on_cpu, owns_rows=owns_rows)
         self._is_plain = all(group.is_plain for group in self._groups)
+        self._strides = [v.stride() for v in self.variables]
+        self._is_like = recognizer((*gradients, *self.variables))
+        self._lie_plain = self._are_plain(gradients)
+        self._recognized: Sequence[object] | None = None
         self._loaded: Loaded = (), {}
         self._norms: dict[bool, SquaredNorms] = {}
         self._interpreted = [(i, m) for i, m in enumerate(members) if not on_cpu[i]]
@@ -90,6 +95,26 @@ class Plan:
         """Whether `squared_norms` and `write_scales` can serve these gradients."""
         return Plan.are_dense(gradients) and all(map(_is_cpu, gradients))
 
+    def recognizes(
+        self, variables: Sequence[object], gradients: Sequence[object]
+    ) -> bool:
+        """Whether these are the plan's variables, with gradients as they were.
+
+        Fast and strict: False asks `fits` for a closer look. Where the variables lie
+        is another question, see `is_in_place`.
+        """
+        known = self.variables
+        if len(known) != len(variables) or not all(map(is_, known, variables)):
+            return False
+        if not self._is_like(*gradients, *variables):
+            return False
+        self._recognized = gradients
+        return True
+
+    def is_in_place(self) -> bool:
+        """Whether all variables lie where they did."""
+        return _addresses(self.variables) == self._addresses
+
     def fits(
         self, variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
     ) -> bool:
@@ -103,15 +128,25 @@ class Plan:
             False if a new plan must be made; no Python frame per variable is run.
         """
         known = self.variables
-        return (
+        fits = (
             len(known) == len(variables)
             and all(map(is_, known, variables))
             and list(map(_shape_of, gradients)) == self._shapes
             and list(map(_dtype_of, gradients)) == self._dtypes
             and not any(map(torch.Tensor.is_neg, gradients))
             and (not _HAS_DEVICES or list(map(_device_of, gradients)) == self._devices)
-            and _addresses(variables) == self._addresses
+            and list(map(torch.Tensor.stride, variables)) == self._strides
+            and self.is_in_place()
         )
+        if fits:
+            self._is_like = recognizer((*gradients, *variables))
+            self._recognized = gradients
+            self._lie_plain = self._are_plain(gradients)
+        return fits
+
+    def _are_plain(self, gradients: Sequence[torch.Tensor]) -> bool:
+        """Whether all tensors are contiguous, so that only addresses change."""
+        return self._is_plain and all(map(torch.Tensor.is_contiguous, gradients))
 
     def load(
         self, gradients: Sequence[torch.Tensor], values: Mapping[str, np.ndarray]
@@ -123,7 +158,8 @@ class Plan:
             values: For each hyperparameter one number per setting.
         """
         self._loaded = gradients, values
-        if self._is_plain and all(map(torch.Tensor.is_contiguous, gradients)):
+        is_known = gradients is self._recognized
+        if self._lie_plain if is_known else self._are_plain(gradients):
             addresses = np.array(_addresses(gradients), dtype=np.int64)
             for group in self._groups:
                 group.write_gradients(addresses)
@@ -166,7 +202,7 @@ class Plan:
         increment_version(self._written)
         for position, member in self._interpreted:
             _interpret(member, gradients[position], values)
-        self._loaded = (), {}
+        self._loaded, self._recognized = ((), {}), None
 
     @property
     def kernels(self) -> list[Kernel]:
