@@ -20,7 +20,10 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("thalweg", "torch", "numpy", "keras", "typer")
+_PACKAGES = (
+    *("thalweg", "torch", "numpy", "keras", "typer"),
+    *("jax", "optax", "tensorflow", "tensorflow-cpu", "fbgemm-gpu-cpu"),
+)
 
 
 def interleaved(
@@ -71,7 +74,11 @@ def machine() -> dict[str, Any]:
 
 
 def report(
-    name: str, rows: Sequence[Mapping[str, Any]], verdicts: Mapping[str, Any]
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    verdicts: Mapping[str, Any],
+    *,
+    write: bool = True,
 ) -> Path:
     """Print a table and write `results/<name>.json`.
 
@@ -79,6 +86,7 @@ def report(
         name: Of the benchmark.
         rows: Alike in their keys, which head the columns.
         verdicts: Figures that are held against a bound.
+        write: False for a trial run, which leaves the file as it is.
 
     Returns:
         The path of the JSON file.
@@ -87,8 +95,10 @@ def report(
     lines = [*_table(rows), *(f"{key}: {_cell(v)}" for key, v in verdicts.items())]
     lines.append(", ".join(f"{key} {value}" for key, value in described.items()))
     sys.stdout.write("\n".join(lines) + "\n")
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    if not write:
+        return path
+    RESULTS.mkdir(exist_ok=True)
     content = {"rows": list(rows), "verdicts": dict(verdicts), "machine": described}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         raw_ops,
         state,
         tasks,
+        testing,
         training,
     )
     from thalweg.checkpoint import Checkpoint
@@ -98,6 +99,7 @@ _MODULES = {
             "raw_ops",
             "state",
             "tasks",
+            "testing",
             "training",
         )
     },
@@ -140,6 +142,7 @@ __all__ = [
     "raw_ops",
     "state",
     "tasks",
+    "testing",
     "training",
     "__version__",
 ]

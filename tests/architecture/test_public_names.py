@@ -48,6 +48,7 @@ PUBLIC_MODULES = {
     "raw_ops",
     "state",
     "tasks",
+    "testing",
     "training",
 }
 

@@ -12,8 +12,12 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
 USUAL_FUNCTION_LINES = 15
-# Keras's signatures, with more parameters than we would choose.
-CONTRACTS = {"thalweg.training.fitting.fit"}
+# Signatures of Keras and torch, with more parameters than we would choose.
+CONTRACTS = {
+    "thalweg.training.fitting.fit",
+    "thalweg.optim.asgd.__init__",
+    "thalweg.optim.rmsprop.__init__",
+}
 VAGUE_NAMES = {"utils", "common", "misc", "helpers", "util", "helper"}
 
 MODULES = pytest.mark.parametrize("module", modules(), ids=lambda module: module.name)

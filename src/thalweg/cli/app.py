@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 import thalweg
+from thalweg.cli.bench import bench
+from thalweg.cli.doctor import doctor
 from thalweg.cli.train import train
 
 app = typer.Typer(
@@ -19,7 +21,8 @@ app = typer.Typer(
     # everything else together.
     rich_markup_mode=None,
 )
-app.command()(train)
+for command in (train, bench, doctor):
+    app.command()(command)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -13,9 +13,9 @@ import torch
 from thalweg import distribute
 from thalweg.errors import message, nearest
 from thalweg.gradients import GradientTape
-from thalweg.optimizers.applying import Applying
 from thalweg.optimizers.declarations import Hyper, HyperValue
 from thalweg.optimizers.hyperparameters import warn_lr_is_deprecated
+from thalweg.optimizers.inspection import Inspection
 from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
@@ -33,7 +33,7 @@ _OPTIONS = (
 )
 
 
-class Optimizer(Applying):
+class Optimizer(Inspection):
     """Base class of all optimizers, with Keras 2.6's interface.
 
     Write an optimizer by declaring it: `Hyper` for hyperparameters, `Flag` for

@@ -1,0 +1,93 @@
+"""Checks of what outlives an optimizer: configuration, copies, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from thalweg.checkpoint import Checkpoint
+from thalweg.state import Variable
+from thalweg.testing.report import NotApplicableError, expect
+from thalweg.testing.subject import (
+    Subject,
+    expect_same_bits,
+    expect_same_state,
+    state_of,
+    train,
+    variables,
+)
+
+__all__ = ["config_round_trip", "deepcopy", "pickled", "save_and_resume"]
+
+
+def config_round_trip(subject: Subject) -> str:
+    """``from_config(get_config())``, through JSON, makes an equal optimizer."""
+    optimizer = subject.make()
+    config = optimizer.get_config()
+    again = subject.cls.from_config(json.loads(json.dumps(config)))
+    expect(type(again) is subject.cls, f"from_config made a {type(again).__name__}")
+    other = again.get_config()
+    names = sorted(set(config) | set(other))
+    differing = [n for n in names if config.get(n) != other.get(n)]
+    expect(not differing, f"get_config differs after a round trip in {differing}")
+    if subject.holds_functions:
+        return "through JSON; functions are no part of it"
+    held, others = variables(), variables()
+    train(optimizer, held, range(3))
+    train(again, others, range(3))
+    what = "the optimizer from get_config() takes other steps"
+    expect_same_bits(what, others, held)
+    return "through JSON; the copy takes the same steps"
+
+
+def deepcopy(subject: Subject) -> str:
+    """A deep copy goes on with the same bits, by itself."""
+    held, optimizer = variables(), subject.make()
+    train(optimizer, held, range(3))
+    _expect_twins(optimizer, held, *copy.deepcopy((optimizer, held)))
+    return "goes on with the same bits"
+
+
+def pickled(subject: Subject) -> str:
+    """A pickled copy goes on with the same bits."""
+    home = sys.modules.get(subject.cls.__module__)
+    if getattr(home, subject.cls.__qualname__, None) is not subject.cls:
+        raise NotApplicableError("the class is not at the top of a module")
+    held, optimizer = variables(), subject.make()
+    if subject.holds_functions:
+        raise NotApplicableError("functions among the arguments cannot be pickled")
+    train(optimizer, held, range(3))
+    _expect_twins(optimizer, held, *pickle.loads(pickle.dumps((optimizer, held))))
+    return "goes on with the same bits"
+
+
+def save_and_resume(subject: Subject) -> str:
+    """A checkpoint restored into new objects goes on with the same bits."""
+    held, optimizer = variables(), subject.make()
+    train(optimizer, held, range(3))
+    others, other = variables(), subject.make()
+    with tempfile.TemporaryDirectory(prefix="thalweg-") as folder:
+        path = _checkpoint(held, optimizer).save(Path(folder) / "saved")
+        _checkpoint(others, other).restore(path).assert_consumed()
+    _expect_twins(optimizer, held, other, others)
+    return "goes on with the same bits in new objects"
+
+
+def _checkpoint(held: list[Variable], optimizer: Any) -> Checkpoint:
+    return Checkpoint(model={v.name: v for v in held}, optimizer=optimizer)
+
+
+def _expect_twins(one: Any, held: list[Any], other: Any, others: list[Any]) -> None:
+    """Fail a check unless two optimizers go on alike, without touching each other."""
+    before = state_of(other, others)
+    train(one, held, range(3, 6))
+    what = "a step of the one moves the other"
+    expect_same_state(what, state_of(other, others), before)
+    train(other, others, range(3, 6))
+    ours, theirs = state_of(other, others), state_of(one, held)
+    expect_same_state("three steps later", ours, theirs)

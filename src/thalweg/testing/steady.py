@@ -1,0 +1,105 @@
+"""Checks of the steady state: nothing compiled, nothing allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from thalweg.compiler import compilation
+from thalweg.state import Variable
+from thalweg.testing.reference import has_kernel, member_of
+from thalweg.testing.report import NotApplicableError, expect
+from thalweg.testing.subject import Subject, gradients, train, variables
+
+__all__ = ["compiles_once", "allocates_nothing"]
+
+
+class Allocations(TorchDispatchMode):
+    """Names the operations that make memory of their own while it is entered.
+
+    An operation whose results share memory with its arguments, such as a view or an
+    update in place, makes none.
+
+    Attributes:
+        names: The operations, in order, repeated ones too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation, and note it if it allocated."""
+        del types
+        known = _storages((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        if _storages(result) - known:
+            self.names.append(str(func))
+        return result
+
+
+def _storages(tree: object) -> set[int]:
+    """Addresses of the memory of all tensors in a structure that have elements."""
+    tensors = (t for t in tree_leaves(tree) if isinstance(t, torch.Tensor))
+    return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+
+
+@contextmanager
+def new_kernels() -> Iterator[list[str]]:
+    """Names the rules that were compiled in the block, once it has ended."""
+    before, names = set(compilation._KERNELS), list[str]()
+    yield names
+    names += [k.rule.name for k in compilation._KERNELS if k not in before]
+
+
+def compiles_once(subject: Subject) -> str:
+    """Later steps compile nothing: another rate, other values, more variables."""
+    held, optimizer = variables(), subject.make()
+    train(optimizer, held, range(1))
+    with new_kernels() as names:
+        train(optimizer, held, range(1, 3))
+        _change_rate(optimizer)
+        train(optimizer, held, range(3, 5))
+        more = [*held, Variable(torch.ones(4, 3), name="layer.extra")]
+        train(optimizer, more, range(5, 7))
+    expect(not names, f"compiled after the first step: {', '.join(names)}")
+    return "also with another learning rate and with more variables"
+
+
+def allocates_nothing(subject: Subject) -> str:
+    """Later steps allocate no tensor, also after the learning rate was changed."""
+    if subject.is_by_hand:
+        raise NotApplicableError("the class updates by hand, with tensors of its own")
+    if subject.holds_functions:
+        raise NotApplicableError("functions may make tensors of their own")
+    held, optimizer = variables(), subject.make()
+    train(optimizer, held, range(2))
+    if not has_kernel(member_of(optimizer, held[0]), held[0].dtype):
+        raise NotApplicableError("there is no C compiler: the interpreter runs")
+    made: list[str] = []
+    for step in range(2, 6):
+        if step == 4:
+            _change_rate(optimizer)
+        grads = gradients(step)
+        with Allocations() as counting:
+            optimizer.apply_gradients(zip(grads, held, strict=True))
+        made += counting.names
+    names = ", ".join(sorted(set(made)))
+    expect(not made, f"{len(made)} tensors allocated in four steps, by {names}")
+    return "also after the learning rate was changed"
+
+
+def _change_rate(optimizer: Any) -> None:
+    if "learning_rate" in optimizer._hyper:
+        optimizer.learning_rate = 0.5 * optimizer.learning_rate

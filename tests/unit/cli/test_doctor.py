@@ -1,0 +1,53 @@
+"""`thalweg doctor` and `thalweg bench` as commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from thalweg.cli import app as entry
+from thalweg.compiler.build import find_compiler
+from thalweg.testing import machine
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("THALWEG_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
+def test_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests of this process import packages that bring a runtime of their own.
+    monkeypatch.setattr(machine, "openmp_runtimes", lambda: ["libgomp.so.1"])
+    done = runner.invoke(entry.app, ["doctor"], catch_exceptions=False)
+    assert done.exit_code == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "All is well."
+
+
+def test_what_is_wrong_is_marked_and_ends_in_status_1(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    done = runner.invoke(entry.app, ["doctor"], catch_exceptions=False)
+    assert done.exit_code == 1
+    (line,) = [text for text in done.stdout.splitlines() if text.startswith("! cache")]
+    assert "chmod 700" in line
+    assert done.stdout.splitlines()[-1].startswith("Something is wrong")
+
+
+def test_bench_keeps_what_it_measured(folder: Path) -> None:
+    arguments = ["bench", "--elements", "4096", "--threads", "1"]
+    done = runner.invoke(entry.app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("memory: ")
+    assert sum("% of memory" in line for line in lines) == 5
+    kept = json.loads((folder / "bandwidth.json").read_text())
+    assert kept["cpu"]["threads"] == 1
+    doctor = runner.invoke(entry.app, ["doctor"], catch_exceptions=False)
+    assert "GB/s with 1 threads" in doctor.stdout

@@ -1,0 +1,123 @@
+"""`explain` and `kernel_source`: before and after a step, for every optimizer."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import thalweg as tw
+from thalweg.step.bandwidth import Bandwidth, keep_bandwidth
+
+OPTIMIZERS = [
+    cls
+    for name in tw.optimizers.__all__
+    if inspect.isclass(cls := getattr(tw.optimizers, name))
+    and issubclass(cls, tw.Optimizer)
+    and cls is not tw.Optimizer
+]
+
+
+class ByHand(tw.Optimizer):
+    """Updates without a rule."""
+
+    def _resource_apply_dense(
+        self, grad: Any, var: Any, apply_state: Any = None
+    ) -> None:
+        del apply_state
+        var.assign_sub(grad)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THALWEG_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def tensors_of(text: str) -> list[str]:
+    """The lines that name the tensors of each kernel."""
+    return [
+        line.split(":")[1].strip() for line in text.splitlines() if "tensors:" in line
+    ]
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_a_new_optimizer_shows_its_kernel(cls: type[tw.Optimizer]) -> None:
+    optimizer = cls()
+    (tensors,) = tensors_of(optimizer.kernel_source())
+    assert tensors.startswith("var float32")
+    triton = optimizer.kernel_source("cuda")
+    assert tensors_of(triton) == [tensors]
+    ast.parse(triton)
+    assert optimizer.weights == []
+
+
+def test_options_are_part_of_the_text() -> None:
+    optimizer = tw.optimizers.SGD(
+        momentum=0.9,
+        clipvalue=1.0,
+        weight_decay=0.1,
+        use_ema=True,
+        slot_dtypes={"momentum": "bfloat16"},
+    )
+    text = optimizer.kernel_source()
+    for word in ("clipvalue", "weight_decay", "ema_momentum"):
+        assert word in text
+    (tensors,) = tensors_of(text)
+    assert "bfloat16" in tensors
+    assert "average float32" in tensors
+
+
+def test_after_building_there_is_a_kernel_for_each_kind_of_variable() -> None:
+    optimizer = tw.optimizers.SGD()
+    whole = [tw.Variable(torch.zeros(3)), tw.Variable(torch.zeros(4, 5))]
+    optimizer.build([*whole, tw.Variable(torch.zeros(3, dtype=torch.float64))])
+    assert [t.split(", ")[0] for t in tensors_of(optimizer.kernel_source())] == [
+        "var float32",
+        "var float64",
+    ]
+
+
+def test_after_a_step_the_kernels_in_use_are_shown() -> None:
+    optimizer = tw.optimizers.SGD(global_clipnorm=1.0)
+    weight = tw.Variable(torch.ones(8), name="weight")
+    grad = torch.ones(8, dtype=torch.bfloat16)
+    optimizer.apply_gradients([(grad, weight)])
+    assert tensors_of(optimizer.kernel_source()) == ["var float32, delta bfloat16"]
+    text = optimizer.explain()
+    assert "float32: var, bfloat16: delta" in text
+    assert "96 B" in text  # 32 read, 32 written, the gradient's 16 read twice
+
+
+def test_explain_names_variables_rules_and_times() -> None:
+    keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
+    optimizer = tw.optimizers.Adam()
+    assert "build it, or take a step" in optimizer.explain()
+    optimizer.build(torch.nn.Linear(100, 10))
+    text = optimizer.explain()
+    head, source, _, _, weight, bias, *_ = text.splitlines()
+    assert head == "Adam: variables: 2, launches: 1, 28.3 kB, 28.28 µs"
+    assert source == "Expected at 1.0 GB/s, measured on 2026-01-31, 2 threads."
+    assert weight.split()[:5] == ["weight", "10×100", "adam", "adam", "#1"]
+    assert weight.split()[5:] == ["28.0", "kB", "28.00", "µs"]
+    assert bias.split()[:2] == ["bias", "10"]
+
+
+def test_nameless_variables_are_numbered() -> None:
+    optimizer = tw.optimizers.SGD()
+    optimizer.build([torch.nn.Parameter(torch.zeros(2))])
+    assert "variable 0" in optimizer.explain()
+
+
+def test_a_class_that_updates_by_hand_has_no_kernel() -> None:
+    assert "updates by hand" in ByHand("mine").explain()
+    with pytest.raises(TypeError, match="static method `update`"):
+        ByHand("mine").kernel_source()
+
+
+def test_another_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="'cpu' or 'cuda'"):
+        tw.optimizers.SGD().kernel_source("tpu")

@@ -1,0 +1,102 @@
+"""`explain`: a line for each variable and kernel, bytes by what is read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from thalweg import rules
+from thalweg.compiler import Rule
+from thalweg.step import Member
+from thalweg.step.bandwidth import Bandwidth, keep_bandwidth
+from thalweg.step.explain import explain
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THALWEG_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("THALWEG_COMPILER", "0")
+
+
+def member(rule: Any, *sizes: int, layouts: tuple[str, ...] = ()) -> Member:
+    """A member whose variable and slots have these sizes."""
+    made = Rule.of(rule)
+    flags = tuple((name, False) for name in made.flags)
+    return Member(made, tuple(torch.ones(size) for size in sizes), layouts, 0, flags)
+
+
+def explained(
+    title: str, *members: tuple[str, Member], gradient: torch.dtype = torch.float32
+) -> str:
+    return explain(title, [(name, member, gradient) for name, member in members])
+
+
+def test_bytes_are_those_read_and_written() -> None:
+    keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
+    adam = member(rules.adam, 1000, 1000, 1000)
+    text = explained("Adam", ("layer.weight", adam))
+    lines = text.splitlines()
+    # Three are read and written, the gradient is read: 7 × 4 bytes a number.
+    assert lines[0] == "Adam: variables: 1, launches: 1, 28.0 kB, 28.00 µs"
+    assert lines[1] == "Expected at 1.0 GB/s, measured on 2026-01-31, 2 threads."
+    words = ["layer.weight", "1000", "adam", "adam", "#1", "28.0", "kB", "28.00", "µs"]
+    assert lines[4].split() == words
+    assert lines[-1].split()[0] == "adam"
+    assert "float32" in lines[-1]
+
+
+def test_it_says_where_there_is_no_kernel() -> None:
+    def never_compiled(var: Any, grad: Any, *, rate: float) -> Any:
+        return var - rate * grad
+
+    text = explained("Own", ("a", member(never_compiled, 8)))
+    assert "never_compiled #1  interpreter" in text
+
+
+def test_variables_of_one_kernel_share_a_launch() -> None:
+    small = member(rules.gradient_descent, 10)
+    large = member(rules.gradient_descent, 1_000_000)
+    text = explained("SGD", ("a", small), ("b", large))
+    assert "variables: 2, launches: 1, 12.0 MB, ?" in text
+    assert "say `thalweg bench`" in text
+
+
+def test_a_reading_pass_counts() -> None:
+    lamb = member(rules.lamb, 1000, 1000, 1000)
+    text = explained("Lamb", ("a", lamb))
+    assert "2 passes" in text
+    assert "44.0 kB" in text  # 7 as Adam, and 4 read before
+
+
+def test_dtypes_are_told_where_they_differ() -> None:
+    made = member(rules.keras_momentum, 8, 8)
+    tensors = (made.tensors[0], made.tensors[1].bfloat16())
+    mixed = Member(made.rule, tensors, (), 0, made.flags)
+    text = explained("SGD", ("a", made), ("b", mixed))
+    assert "launches: 2" in text
+    assert "bfloat16: accum" in text or "bfloat16: momentum" in text
+
+
+def test_without_variables_it_says_what_to_do() -> None:
+    assert "build it, or take a step" in explained("Adam")
+
+
+def test_a_gradient_of_another_dtype_counts_its_own_bytes() -> None:
+    made = member(rules.gradient_descent, 1000)
+    text = explained("SGD", ("a", made), gradient=torch.bfloat16)
+    assert "10.0 kB" in text
+    assert "bfloat16: delta" in text
+
+
+def test_a_device_without_kernels_and_measurement_is_told() -> None:
+    keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
+    made = Rule.of(rules.gradient_descent)
+    there = Member(made, (torch.empty(1000, device="meta"),), (), 0)
+    here = member(rules.gradient_descent, 1000)
+    text = explained("SGD", ("here", here), ("there", there))
+    assert "variables: 2, launches: 2, 24.0 kB, ?" in text
+    assert "not known" in text
+    assert "Expected at 1.0 GB/s" in text

@@ -1,0 +1,111 @@
+"""`testing.check`: what keeps the contract passes, what breaks it is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import thalweg as tw
+from tests.unit.testing import broken
+from thalweg.testing import CheckFailedError, check
+
+FAILURES = [
+    (broken.Cancelling, {}, "float32 follows the rule in float64", "largest error"),
+    (broken.Forgetful, {}, "save and resume", "three steps later, variable 0"),
+    (broken.Configless, {"rate": 0.3}, "configuration round trip", "other steps"),
+    (broken.Spilling, {}, "NaN and inf stay local", "nan in the gradient of one"),
+    (broken.Allocating, {}, "a steady step allocates nothing", "aten.mul.Tensor"),
+    (broken.Hasty, {}, "a refused step changes nothing", "changed something"),
+    (broken.WrongRows, {}, "rows = dense update", "a row without a gradient"),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"learning_rate": 0.5, "beta": 0.0},
+        {"clipvalue": 0.5, "clipnorm": 1.0},
+        {"global_clipnorm": 0.1, "weight_decay": 0.1},
+        {"use_ema": True},
+        {"nonfinite": "error", "low_precision_copy": "bfloat16"},
+        {"slot_dtypes": {"m": "bfloat16"}},
+        {"per_variable": {"*bias": {"learning_rate": tw.scale(0.5)}}},
+        {"learning_rate": tw.optimizers.schedules.ExponentialDecay(0.1, 1, 0.9)},
+        {"learning_rate": lambda step: 0.1 / int(step + 1)},
+        {"sparse_update": "exact"},
+        {"sparse_update": "keras"},
+        {"gradient_transformers": [lambda pairs: [(2 * g, v) for g, v in pairs]]},
+    ],
+    ids=lambda arguments: ",".join(arguments) or "defaults",
+)
+def test_what_keeps_the_contract_passes(arguments: dict[str, Any]) -> None:
+    report = check(broken.Momentum, **arguments)
+    report.raise_if_failed()
+    assert len(report.passed) >= 10
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "name", "detail"),
+    FAILURES,
+    ids=[cls.__name__ for cls, *_ in FAILURES],
+)
+def test_what_breaks_it_is_named(
+    cls: Any, arguments: dict[str, Any], name: str, detail: str
+) -> None:
+    report = check(cls, **arguments)
+    failed = {line.name: line.detail for line in report.failed}
+    assert detail in failed[name]
+    with pytest.raises(CheckFailedError, match="failed"):
+        report.raise_if_failed()
+
+
+def test_a_class_that_updates_by_hand_is_excused_from_what_only_a_rule_can() -> None:
+    report = check(broken.Spilling)
+    skipped = {line.name: line.detail for line in report.skipped}
+    assert "without a rule" in skipped["kernel = interpreter"]
+    assert "no sparse gradients" in skipped["rows = dense update"]
+    assert "of its own" in skipped["a steady step allocates nothing"]
+
+
+def test_an_exception_of_the_class_is_a_failed_line() -> None:
+    class Raising(broken.Momentum):
+        def get_config(self) -> dict[str, Any]:
+            raise OSError("no")
+
+    report = check(Raising)
+    (line,) = report.failed
+    assert "not at the top" in {x.name: x.detail for x in report.skipped}["pickle"]
+    assert (line.name, line.detail) == ("configuration round trip", "OSError: no")
+
+
+def test_without_a_compiler_the_rest_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Fresh(broken.Momentum):
+        """Has kernels of its own, which no other test has compiled."""
+
+        @staticmethod
+        def update(
+            var: Any, m: Any, grad: Any, *, learning_rate: float, beta: float
+        ) -> tuple[Any, Any]:
+            m_new = beta * m - grad
+            return var + learning_rate * m_new, m_new
+
+    monkeypatch.setenv("THALWEG_COMPILER", "0")
+    report = check(Fresh)
+    assert report.failed == []
+    skipped = {line.name: line.detail for line in report.skipped}
+    assert "no C compiler" in skipped["kernel = interpreter"]
+
+
+@pytest.mark.parametrize("given", [tw.optimizers.SGD(), "sgd", int])
+def test_anything_but_a_class_of_optimizers_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"subclass of tw\.Optimizer"):
+        check(given)
+
+
+def test_arguments_that_are_refused_are_the_caller_s_mistake() -> None:
+    with pytest.raises(ValueError, match="learning_rate"):
+        check(broken.Momentum, learning_rate=-1.0)
