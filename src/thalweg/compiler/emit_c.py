@@ -45,7 +45,7 @@ _TAKEN = frozenset(
     auto break case char const continue default do double else enum extern float for
     goto if inline int long register restrict return short signed sizeof static struct
     switch typedef union unsigned void volatile while
-    i row base lane lanes length chunk count done start stop width
+    i row base lane lanes length chunk count done start stop used width
     exp expm1 exp2 log log1p log2 pow sqrt fabs floor ceil tanh sin cos erf atan2 expf
     expm1f exp2f logf log1pf log2f powf sqrtf fabsf floorf ceilf tanhf sinf cosf erff
     atan2f gamma j0 j1 jn y0 y1 yn

@@ -27,11 +27,12 @@ from thalweg.compiler.interpret import Interpreter
 from thalweg.compiler.key import KernelKey
 from thalweg.compiler.program import Columns, Program
 from thalweg.compiler.reductions import CHUNK
+from thalweg.compiler.rows import RowTables
 from thalweg.compiler.skeleton_c import ITEM_COLUMNS, pass_name
 from thalweg.compiler.tables import TableInterpreter
 from thalweg.errors import describe, message
 
-__all__ = ["Kernel", "Launch", "Table"]
+__all__ = ["Kernel", "Launch", "RowLaunch", "Table"]
 
 Table = Union[Tensor, "np.ndarray[Any, Any]"]
 Between = Callable[[int], None]
@@ -156,6 +157,26 @@ class Kernel:
             _check(where, name, table, "int64", None)
         return Launch(self, items, pointers, scalars, (starts, sources))
 
+    def bind_rows(self, rows: RowTables, pointers: Table, scalars: Table) -> RowLaunch:
+        """Check the tables once and keep them for launches over other rows each time.
+
+        Args:
+            rows: Filled anew before each launch.
+            pointers: Shape (variables, tensors), int64.
+            scalars: Shape (rows, len(columns)), float64.
+
+        Returns:
+            A callable of the number of threads.
+
+        Raises:
+            TypeError: If a table has another dtype or is not contiguous.
+            ValueError: If a table has the wrong number of columns.
+        """
+        where = f"rows of {self.key.rule.name}"
+        _check(where, "pointers", pointers, "int64", len(self.key.dtypes))
+        _check(where, "scalars", scalars, "float64", len(self.columns))
+        return RowLaunch(self, rows, pointers, scalars)
+
     def functions(self, num_elements: int) -> list[Any]:
         """The compiled passes for work of a size; none with the interpreter."""
         return self._short if num_elements <= _SHORT_ELEMENTS else self._long
@@ -237,6 +258,36 @@ class Launch:
             if between is not None:
                 between(number)
         functions[-1](*arguments, *self._extra)
+
+
+class RowLaunch:
+    """A row kernel with its tables: calling it runs it over the rows of this step."""
+
+    def __init__(
+        self, kernel: Kernel, rows: RowTables, pointers: Table, scalars: Table
+    ) -> None:
+        self._kernel = kernel
+        self._rows = rows
+        self._tables = (pointers, scalars)
+        self._num_rows = int(scalars.shape[0])
+        self._addresses = (_address(pointers), _address(scalars))
+
+    def __call__(self, num_threads: int) -> None:
+        """Run with so many threads; small work uses one."""
+        kernel, rows = self._kernel, self._rows
+        if kernel.backend == "interpreter":
+            tables = (rows.items, *self._tables)
+            return kernel.interpret(tables, (rows.starts, rows.sources), None)
+        items, starts, sources = rows.addresses
+        return kernel.functions(rows.num_elements)[-1](
+            rows.num_items,
+            items,
+            *self._addresses,
+            self._num_rows,
+            num_threads,
+            starts,
+            sources,
+        )
 
 
 def _joined_by(node: fx.Node) -> Literal["max", "sum"]:

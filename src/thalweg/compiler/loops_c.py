@@ -2,7 +2,7 @@
 
 Reductions have one order whatever the number of threads and the vector width: the
 terms of a chunk are spread over 256 float64 lanes, the lanes are folded in halves,
-the chunks are added in order.
+the chunks are added in order. A short chunk leaves lanes out that would add nothing.
 """
 
 from __future__ import annotations
@@ -174,15 +174,16 @@ def _lanes(
         reduction, lanes = expect_reduction(node), f"{statements.value(node)}_lanes"
         declarations.append(f"double {lanes}[THALWEG_LANES];")
         declarations += loop(
-            "int lane = 0; lane < THALWEG_LANES; ++lane",
+            "int64_t lane = 0; lane < used; ++lane",
             [f"{lanes}[lane] = {_start(reduction)};"],
         )
         value = f"(double){statements.value(term)}"
         value = f"{value} * {value}" if reduction.squares else value
         body.append(_join(reduction, f"{lanes}[lane]", value))
     return [
-        *declarations,
         f"const int64_t stop = thalweg_smaller({start} + THALWEG_CHUNK, {stop});",
+        f"const int64_t used = thalweg_used_lanes(stop - {start});",
+        *declarations,
         *loop(
             f"int64_t base = {start}; base < stop; base += THALWEG_LANES",
             [
@@ -205,4 +206,4 @@ def _join(reduction: Reduction, place: str, value: str) -> str:
 
 def _fold(reduction: Reduction, name: str) -> str:
     kind = "maximum" if reduction.is_maximum else "sum"
-    return f"thalweg_fold_{kind}({name}_lanes)"
+    return f"thalweg_fold_{kind}({name}_lanes, used)"

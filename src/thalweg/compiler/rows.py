@@ -1,7 +1,7 @@
-"""Work items for touched rows: equal indices grouped in order of appearance.
+"""Work items for touched rows: in ascending order, the gradients of each as they came.
 
-The order decides the bits of a sum, so it is that of the gradient, never that of a
-sort or of threads.
+Rows lie in memory by their index, so ascending ones are found fastest. The gradients of
+one row keep their order, because it decides the bits of their sum.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from thalweg.errors import describe, message
 __all__ = ["RowTables"]
 
 _ITEM_COLUMNS = 5
+_MOST_BITS = 64
+"""Of an index and its position together, for the compiled grouping."""
 
 
 class RowTables:
@@ -28,21 +30,25 @@ class RowTables:
 
     The tables grow when they must and are reused otherwise.
 
+    Attributes:
+        num_items: Touched rows.
+        num_elements: Elements of all gradients.
+
     Example:
         >>> rows = RowTables()
         >>> rows.append(torch.tensor([7, 2, 7]), num_rows=10, width=4, variable=0)
         >>> rows.items[:, 1].tolist(), rows.starts.tolist(), rows.sources.tolist()
-        ([28, 8], [0, 2, 3], [0, 2, 1])
+        ([8, 28], [0, 1, 3], [1, 0, 2])
     """
 
     def __init__(self) -> None:
         self.num_items = 0
+        self.num_elements = 0
         self._num_sources = 0
         self._items = torch.empty((0, _ITEM_COLUMNS), dtype=torch.int64)
         self._starts = torch.zeros(1, dtype=torch.int64)
         self._sources = torch.empty(0, dtype=torch.int64)
-        self._groups = torch.empty(0, dtype=torch.int64)
-        self._slots = torch.empty(0, dtype=torch.int64)
+        self._numbers = torch.empty(0, dtype=torch.int64)
 
     @property
     def items(self) -> Tensor:
@@ -59,11 +65,15 @@ class RowTables:
         """Positions in the list of indices, grouped by item."""
         return self._sources[: self._num_sources]
 
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Of items, starts and sources; another step may move them."""
+        tables = self._items, self._starts, self._sources
+        return tables[0].data_ptr(), tables[1].data_ptr(), tables[2].data_ptr()
+
     def clear(self) -> None:
         """Start a new step."""
-        self.num_items = 0
-        self._num_sources = 0
-        self._starts[0] = 0
+        self.num_items = self.num_elements = self._num_sources = 0
 
     def append(
         self,
@@ -105,11 +115,10 @@ class RowTables:
         self._reserve(count)
         item = (variable, gradient_offset, scalar_row)
         library = _library()
-        if library is None:
+        if library is None or _bits(num_rows) + _bits(count) > _MOST_BITS:
             unique = self._group_by_numpy(indices, num_rows, width, item)
         else:
-            kind = "int64" if indices.dtype == torch.int64 else "int32"
-            function = _function(library, kind)
+            function = _function(library, indices.dtype)
             unique = self._group_in_c(
                 function, indices.contiguous(), num_rows, width, item
             )
@@ -124,6 +133,7 @@ class RowTables:
                 )
             )
         self.num_items += unique
+        self.num_elements += count * width
         self._num_sources += count
 
     def _reserve(self, count: int) -> None:
@@ -131,8 +141,7 @@ class RowTables:
         self._items = _grown(self._items, self.num_items + count)
         self._starts = _grown(self._starts, self.num_items + count + 1)
         self._sources = _grown(self._sources, self._num_sources + count)
-        self._groups = _grown(self._groups, count)
-        self._slots = _grown(self._slots, 2 << (64 - _shift(count)))
+        self._numbers = _grown(self._numbers, 2 * count)
 
     def _group_in_c(
         self,
@@ -151,9 +160,7 @@ class RowTables:
             width,
             (ctypes.c_int64 * 3)(*item),
             base,
-            _shift(indices.numel()),
-            self._slots.data_ptr(),
-            self._groups.data_ptr(),
+            self._numbers.data_ptr(),
             self._items.data_ptr() + number * _ITEM_COLUMNS * 8,
             self._starts.data_ptr() + number * 8,
             self._sources.data_ptr() + base * 8,
@@ -167,20 +174,14 @@ class RowTables:
         wrong = np.flatnonzero((values < 0) | (values >= num_rows))
         if wrong.size:
             return -1 - int(wrong[0])
-        unique, first, inverse, counts = np.unique(
-            values, return_index=True, return_inverse=True, return_counts=True
-        )
-        order = np.argsort(first, kind="stable")
-        rank = np.empty_like(order)
-        rank[order] = np.arange(order.size)
+        sources = np.argsort(values, kind="stable")
+        unique, first = np.unique(values[sources], return_index=True)
         number, base = self.num_items, self._num_sources
         items = self._items[number : number + unique.size].numpy()
         items[:, 0], items[:, 2], items[:, 4] = item
-        items[:, 1], items[:, 3] = unique[order] * width, width
+        items[:, 1], items[:, 3] = unique * width, width
         starts = self._starts[number : number + unique.size + 1].numpy()
-        starts[0] = base
-        starts[1:] = base + np.cumsum(counts[order])
-        sources = np.argsort(rank[inverse.reshape(-1)], kind="stable")
+        starts[:-1], starts[-1] = base + first, base + values.size
         self._sources[base : base + values.size].numpy()[:] = sources
         return int(unique.size)
 
@@ -193,30 +194,18 @@ def _library() -> Library | None:
 
 
 @cache
-def _function(library: Library, kind: str) -> Any:
+def _function(library: Library, dtype: torch.dtype) -> Any:
+    kind = "int64" if dtype == torch.int64 else "int32"
     function = library.short[f"thalweg_group_{kind}"]
     count, address = ctypes.c_int64, ctypes.c_void_p
     function.restype = count
-    function.argtypes = [
-        count,
-        address,
-        count,
-        count,
-        address,
-        count,
-        ctypes.c_int,
-        address,
-        address,
-        address,
-        address,
-        address,
-    ]
+    sizes = [count, address, count, count, address, count]
+    function.argtypes = [*sizes, *[address] * 4]
     return function
 
 
-def _shift(count: int) -> int:
-    """64 − the binary logarithm of a table at least twice as large as the count."""
-    return 64 - max(2 * count - 1, 1).bit_length()
+def _bits(count: int) -> int:
+    return (count - 1).bit_length()
 
 
 def _grown(table: Tensor, length: int) -> Tensor:

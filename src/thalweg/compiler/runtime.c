@@ -7,7 +7,7 @@
 typedef uint16_t thalweg_bfloat16;
 typedef uint16_t thalweg_float16;
 
-enum { THALWEG_LANES = 256, THALWEG_CHUNK = 16384, THALWEG_SERIAL = 32768, THALWEG_AHEAD = 8 };
+enum { THALWEG_LANES = 256, THALWEG_CHUNK = 16384, THALWEG_SERIAL = 32768 };
 
 static inline float thalweg_float(uint32_t bits)
 {
@@ -73,21 +73,31 @@ static inline double thalweg_maximum(double a, double b)
     return a > b ? a : (a != a ? a : b);
 }
 
-/* Folds the lanes in halves; the lanes are used up. */
-static double thalweg_fold_sum(double *lanes)
+/* A power of two: the lanes behind hold what a sum or a maximum begins with. */
+static inline int64_t thalweg_used_lanes(int64_t length)
 {
-    for (int half = THALWEG_LANES / 2; half > 0; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) {
+    int64_t used = THALWEG_LANES;
+    while (used > 1 && used / 2 >= length) {
+        used /= 2;
+    }
+    return used;
+}
+
+/* Folds the lanes in halves; the lanes are used up. */
+static double thalweg_fold_sum(double *lanes, int64_t used)
+{
+    for (int64_t half = used / 2; half > 0; half /= 2) {
+        for (int64_t lane = 0; lane < half; ++lane) {
             lanes[lane] += lanes[lane + half];
         }
     }
     return lanes[0];
 }
 
-static double thalweg_fold_maximum(double *lanes)
+static double thalweg_fold_maximum(double *lanes, int64_t used)
 {
-    for (int half = THALWEG_LANES / 2; half > 0; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) {
+    for (int64_t half = used / 2; half > 0; half /= 2) {
+        for (int64_t lane = 0; lane < half; ++lane) {
             lanes[lane] = thalweg_maximum(lanes[lane], lanes[lane + half]);
         }
     }
@@ -116,6 +126,18 @@ static inline int64_t thalweg_find(const int64_t *starts, int64_t num_items, int
         }
     }
     return low;
+}
+
+/* The row that begins at an offset; exact, and faster than a division of integers. */
+static inline int64_t thalweg_row(int64_t offset, int64_t width)
+{
+    return (int64_t)((double)offset / (double)width);
+}
+
+/* How many rows ahead to fetch: enough lines for short rows, no more for long ones. */
+static inline int64_t thalweg_ahead(int64_t num_bytes)
+{
+    return num_bytes >= 256 ? 2 : num_bytes <= 32 ? 16 : 512 / num_bytes;
 }
 
 /* Long rows are left to the processor after their first lines. */

@@ -159,8 +159,9 @@ class IndexedSlices:
             num_rows = self._known_shape("IndexedSlices.check_bounds")[0]
         if self.indices.numel() == 0 or self.indices.is_meta:
             return
-        wrong = (self.indices < 0) | (self.indices >= num_rows)
-        if bool(wrong.any()):
+        least, greatest = torch.aminmax(self.indices)
+        if int(least) < 0 or int(greatest) >= num_rows:
+            wrong = (self.indices < 0) | (self.indices >= num_rows)
             offset = int(wrong.nonzero()[0])
             raise ValueError(
                 message(
@@ -290,20 +291,22 @@ def _check_tensors(values: object, indices: object) -> None:
 def _check_shapes(
     values: torch.Tensor, indices: torch.Tensor, dense_shape: tuple[int, ...] | None
 ) -> None:
-    got = f"values {describe(values)}, indices {describe(indices)}"
     if values.dim() == 0 or tuple(indices.shape) != (values.shape[0],):
         raise ValueError(
             message(
                 "IndexedSlices",
                 "values of shape [N, ...] and indices of shape [N]",
-                got,
+                _described(values, indices),
                 "Give one index for each row.",
             )
         )
     if values.device != indices.device:
         raise ValueError(
             message(
-                "IndexedSlices", "values and indices on one device", got, "Move one."
+                "IndexedSlices",
+                "values and indices on one device",
+                _described(values, indices),
+                "Move one.",
             )
         )
     if dense_shape is not None and dense_shape[1:] != tuple(values.shape[1:]):
@@ -315,3 +318,7 @@ def _check_shapes(
                 "Correct the values or dense_shape.",
             )
         )
+
+
+def _described(values: torch.Tensor, indices: torch.Tensor) -> str:
+    return f"values {describe(values)}, indices {describe(indices)}"

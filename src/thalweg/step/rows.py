@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from thalweg.compiler import (
     reads_shape,
 )
 from thalweg.state import IndexedSlices
+from thalweg.step.device_rows import launch_on_devices
 from thalweg.step.group import Member
 
 __all__ = ["RowMode", "RowUpdate", "launch_row_updates"]
@@ -58,31 +60,96 @@ class RowUpdate:
     def key(self) -> KernelKey:
         """The kernel that applies it."""
         member = self.member
-        return KernelKey(
-            member.rule,
-            member.flags,
-            (*(t.dtype for t in member.tensors), self.slices.values.dtype),
-            self.mode,
-            member.layouts,
-        )
+        dtypes = (*(t.dtype for t in member.tensors), self.slices.values.dtype)
+        return _key(member.rule, member.flags, dtypes, self.mode, member.layouts)
 
 
-class _Tables(threading.local):
-    """Row tables that are filled anew in each launch; one set for each thread."""
+# Making a key checks it, which takes longer than finding the one of the last step.
+_key = lru_cache(maxsize=1024)(KernelKey)
+
+
+class _RowLaunch:
+    """A kernel with tables that are filled anew in each step.
+
+    Args:
+        kernel: The kernel.
+        count: How many variables it updates.
+    """
+
+    def __init__(self, kernel: Kernel, count: int) -> None:
+        index = kernel.columns.index
+        self.kernel = kernel
+        self.count = count
+        self._index = index
+        self._scalar_names = [n for n in kernel.key.rule.scalars if n in index]
+        self._rows = RowTables()
+        self._pointers = np.zeros((count, len(kernel.key.dtypes)), dtype=np.int64)
+        self._scalars = np.zeros((count, len(index)), dtype=np.float64)
+        self._scalars[:, index[APPLY]] = 1.0
+        self._launch = kernel.bind_rows(self._rows, self._pointers, self._scalars)
+        self._written: list[torch.Tensor] = []
+
+    def fill(self, group: Sequence[RowUpdate], values: Values) -> None:
+        """Find the touched rows; write where everything lies, and the scalars."""
+        self._rows.clear()
+        self._written = [t for update in group for t in update.member.tensors]
+        for number, update in enumerate(group):
+            member, slices = update.member, update.slices
+            var = member.var
+            self._rows.append(
+                slices.indices,
+                num_rows=var.shape[0],
+                width=_width(var),
+                variable=number,
+                scalar_row=number,
+            )
+            addresses = [t.data_ptr() for t in member.tensors]
+            self._pointers[number] = [*addresses, slices.values.data_ptr()]
+            self._write_scalars(self._scalars[number], member, values)
+
+    def _write_scalars(self, row: np.ndarray, member: Member, values: Values) -> None:
+        index = self._index
+        for name in self._scalar_names:
+            row[index[name]] = values[name][member.setting]
+        if ROW_LENGTH in index:
+            row[index[ROW_LENGTH]] = _width(member.var)
+        if NUM_ELEMENTS in index:
+            row[index[NUM_ELEMENTS]] = member.var.numel()
+
+    def run(self) -> None:
+        """Update the rows."""
+        self._launch(torch.get_num_threads())
+        increment_version(self._written)
+        self._written = []
+
+
+class _Launches(threading.local):
+    """The launches of earlier steps, one for each kernel; each thread has its own."""
 
     def __init__(self) -> None:
-        self.rows = RowTables()
+        self._known: dict[KernelKey, _RowLaunch] = {}
+
+    def of(self, kernel: Kernel, count: int) -> _RowLaunch:
+        """A launch for so many variables."""
+        known = self._known.get(kernel.key)
+        if known is None or known.kernel is not kernel or known.count != count:
+            known = self._known[kernel.key] = _RowLaunch(kernel, count)
+        return known
 
 
-_tables = _Tables()
+_launches = _Launches()
 
 
 def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
     """Apply sparse gradients to the rows they name.
 
     Args:
-        updates: The variables; kernels are compiled before the first row is written.
+        updates: The variables; kernels are compiled, and indices checked, before the
+            first row is written.
         values: For each scalar one number per setting.
+
+    Raises:
+        IndexError: If an index names no row of its variable.
     """
     compiled: dict[KernelKey, list[RowUpdate]] = {}
     others: list[RowUpdate] = []
@@ -93,10 +160,15 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
             compiled.setdefault(update.key(), []).append(update)
         else:
             others.append(update)
+    launches: list[_RowLaunch] = []
     kernels = compile_rules(compiled)
     for kernel, group in zip(kernels, compiled.values(), strict=True):
-        _launch(kernel, group, values)
-    for update in others:
+        launch = _launches.of(kernel, len(group))
+        launch.fill(group, values)
+        launches.append(launch)
+    for launch in launches:
+        launch.run()
+    for update in launch_on_devices(others, values):
         _interpret(update, values)
 
 
@@ -104,53 +176,8 @@ def _reads_shape(member: Member) -> bool:
     return reads_shape(member.rule, member.flags, member.layouts)
 
 
-def _launch(kernel: Kernel, group: Sequence[RowUpdate], values: Values) -> None:
-    rows = _tables.rows
-    rows.clear()
-    scalars = _scalars(kernel, group, values)
-    pointers = [
-        [*(t.data_ptr() for t in u.member.tensors), u.slices.values.data_ptr()]
-        for u in group
-    ]
-    for number, update in enumerate(group):
-        var = update.member.var
-        rows.append(
-            update.slices.indices,
-            num_rows=var.shape[0],
-            width=_width(var),
-            variable=number,
-            scalar_row=number,
-        )
-    addresses = np.array(pointers, dtype=np.int64)
-    kernel.launch(
-        rows.items,
-        addresses,
-        scalars,
-        torch.get_num_threads(),
-        rows.starts,
-        rows.sources,
-    )
-    increment_version([t for u in group for t in u.member.tensors])
-
-
-def _scalars(kernel: Kernel, group: Sequence[RowUpdate], values: Values) -> np.ndarray:
-    index = kernel.columns.index
-    table = np.zeros((len(group), len(index)), dtype=np.float64)
-    table[:, index[APPLY]] = 1.0
-    settings = [u.member.setting for u in group]
-    for name in kernel.key.rule.scalars:
-        if name in index:
-            table[:, index[name]] = values[name][settings]
-    for row, update in enumerate(group):
-        if ROW_LENGTH in index:
-            table[row, index[ROW_LENGTH]] = _width(update.member.var)
-        if NUM_ELEMENTS in index:
-            table[row, index[NUM_ELEMENTS]] = update.member.var.numel()
-    return table
-
-
 def _width(var: torch.Tensor) -> int:
-    return var[0].numel() if var.shape[0] else 0
+    return var.numel() // var.shape[0] if var.shape[0] else 0
 
 
 # -- where there is no kernel -------------------------------------------------

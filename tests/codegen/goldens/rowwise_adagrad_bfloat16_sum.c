@@ -19,11 +19,12 @@ static void rule_rowwise_adagrad_range(int64_t length,
         const float accumulator = accumulator_at[0];
         double mean_total = 0.0;
         for (int64_t chunk = 0; chunk < width; chunk += THALWEG_CHUNK) {
+            const int64_t stop = thalweg_smaller(chunk + THALWEG_CHUNK, width);
+            const int64_t used = thalweg_used_lanes(stop - chunk);
             double mean_lanes[THALWEG_LANES];
-            for (int lane = 0; lane < THALWEG_LANES; ++lane) {
+            for (int64_t lane = 0; lane < used; ++lane) {
                 mean_lanes[lane] = 0.0;
             }
-            const int64_t stop = thalweg_smaller(chunk + THALWEG_CHUNK, width);
             for (int64_t base = chunk; base < stop; base += THALWEG_LANES) {
                 const int64_t count = thalweg_smaller(THALWEG_LANES, stop - base);
                 for (int64_t lane = 0; lane < count; ++lane) {
@@ -34,7 +35,7 @@ static void rule_rowwise_adagrad_range(int64_t length,
                     mean_lanes[lane] += (double)mul;
                 }
             }
-            mean_total += thalweg_fold_sum(mean_lanes);
+            mean_total += thalweg_fold_sum(mean_lanes, used);
         }
         const float mean = (float)(mean_total / (double)width);
         // accumulator_new = accumulator + (grad * grad).mean(-1, keepdim=True)
@@ -85,11 +86,12 @@ static void rule_rowwise_adagrad_summed(int64_t length,
         const float accumulator = accumulator_at[0];
         double mean_total = 0.0;
         for (int64_t chunk = 0; chunk < width; chunk += THALWEG_CHUNK) {
+            const int64_t stop = thalweg_smaller(chunk + THALWEG_CHUNK, width);
+            const int64_t used = thalweg_used_lanes(stop - chunk);
             double mean_lanes[THALWEG_LANES];
-            for (int lane = 0; lane < THALWEG_LANES; ++lane) {
+            for (int64_t lane = 0; lane < used; ++lane) {
                 mean_lanes[lane] = 0.0;
             }
-            const int64_t stop = thalweg_smaller(chunk + THALWEG_CHUNK, width);
             for (int64_t base = chunk; base < stop; base += THALWEG_LANES) {
                 const int64_t count = thalweg_smaller(THALWEG_LANES, stop - base);
                 for (int64_t lane = 0; lane < count; ++lane) {
@@ -100,7 +102,7 @@ static void rule_rowwise_adagrad_summed(int64_t length,
                     mean_lanes[lane] += (double)mul;
                 }
             }
-            mean_total += thalweg_fold_sum(mean_lanes);
+            mean_total += thalweg_fold_sum(mean_lanes, used);
         }
         const float mean = (float)(mean_total / (double)width);
         // accumulator_new = accumulator + (grad * grad).mean(-1, keepdim=True)
@@ -129,11 +131,22 @@ static void rule_rowwise_adagrad_span(int64_t num_items, const int64_t *items, v
 {
     float *sum = NULL;
     int64_t room = 0;
+    const int64_t ahead = begin < end ? thalweg_ahead(items[begin * 5 + 3] * (int64_t)sizeof(float)) : 0;
     for (int64_t number = begin; number < end; ++number) {
-        if (number + THALWEG_AHEAD < end) {
-            const int64_t *next = items + (number + THALWEG_AHEAD) * 5;
+        if (number + ahead < end) {
+            const int64_t *next = items + (number + ahead) * 5;
+            const double *row = scalars + next[4] * 3;
             void *const *tensors = pointers + next[0] * 3;
-            thalweg_prefetch((float *)tensors[0] + next[1], next[3] * (int64_t)sizeof(float));
+            const int64_t width = (int64_t)row[1];
+            thalweg_prefetch(
+                (float *)tensors[0] + next[1] + 0,
+                next[3] * (int64_t)sizeof(float));
+            thalweg_prefetch(
+                (float *)tensors[1] + thalweg_row(next[1] + 0, width),
+                (int64_t)sizeof(float));
+            thalweg_prefetch(
+                (thalweg_bfloat16 *)tensors[2] + next[2] + sources[starts[number + ahead]] * next[3],
+                next[3] * (int64_t)sizeof(thalweg_bfloat16));
         }
         const int64_t *item = items + number * 5;
         const double *row = scalars + item[4] * 3;
@@ -147,7 +160,7 @@ static void rule_rowwise_adagrad_span(int64_t num_items, const int64_t *items, v
             rule_rowwise_adagrad_range(
                 length,
                 (float *)tensors[0] + item[1] + 0,
-                (float *)tensors[1] + (item[1] + 0) / width,
+                (float *)tensors[1] + thalweg_row(item[1] + 0, width),
                 (thalweg_bfloat16 *)tensors[2] + item[2] + sources[starts[number]] * length,
                 row);
             continue;
@@ -165,7 +178,7 @@ static void rule_rowwise_adagrad_span(int64_t num_items, const int64_t *items, v
         rule_rowwise_adagrad_summed(
             length,
             (float *)tensors[0] + item[1] + 0,
-            (float *)tensors[1] + (item[1] + 0) / width,
+            (float *)tensors[1] + thalweg_row(item[1] + 0, width),
             sum,
             row);
     }

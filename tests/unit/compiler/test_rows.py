@@ -39,15 +39,34 @@ def groups_of(tables: RowTables, width: int, first: int = 0) -> dict[int, list[i
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
-def test_groups_appear_in_order(
+def test_rows_ascend_and_keep_the_order_of_their_gradients(
     tables: RowTables, dtype: torch.dtype, count: int
 ) -> None:
     indices = torch.randint(0, 300, (count,), dtype=dtype)
     tables.append(indices, num_rows=300, width=8, variable=2, scalar_row=5)
     expected = by_hand(indices.tolist())
     assert groups_of(tables, 8) == expected
-    assert list(groups_of(tables, 8)) == list(expected)
+    assert list(groups_of(tables, 8)) == sorted(expected)
+    assert tables.num_elements == 8 * count
     assert tables.items[:, [0, 2, 3, 4]].unique(dim=0).tolist() == [[2, 0, 8, 5]]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 256, 4097, 10**6, 2**31 - 1, 2**62])
+@pytest.mark.parametrize("count", [40, 700])
+def test_indices_of_any_size_are_sorted(
+    tables: RowTables, num_rows: int, count: int
+) -> None:
+    generator = torch.Generator().manual_seed(count)
+    indices = torch.randint(num_rows, (count,), generator=generator)
+    indices[: count // 2] = indices[count // 2 :]
+    tables.append(indices, num_rows=num_rows, width=1, variable=0)
+    assert groups_of(tables, 1) == by_hand(indices.tolist())
+    assert tables.items[:, 1].tolist() == sorted(set(indices.tolist()))
+
+
+def test_ascending_indices_are_taken_as_they_are(tables: RowTables) -> None:
+    tables.append(torch.tensor([0, 0, 3, 8, 8]), num_rows=9, width=1, variable=0)
+    assert groups_of(tables, 1) == {0: [0, 1], 3: [2], 8: [3, 4]}
 
 
 def test_a_second_variable_is_appended(tables: RowTables) -> None:
@@ -56,10 +75,10 @@ def test_a_second_variable_is_appended(tables: RowTables) -> None:
         torch.tensor([0, 3, 0]), num_rows=4, width=3, variable=1, gradient_offset=6
     )
     assert tables.items.tolist() == [
-        [0, 8, 0, 2, 0], [0, 2, 0, 2, 0], [1, 0, 6, 3, 0], [1, 9, 6, 3, 0],
+        [0, 2, 0, 2, 0], [0, 8, 0, 2, 0], [1, 0, 6, 3, 0], [1, 9, 6, 3, 0],
     ]  # fmt: skip
-    assert tables.starts.tolist() == [0, 2, 3, 5, 6]
-    assert tables.sources.tolist() == [0, 1, 2, 0, 2, 1]
+    assert tables.starts.tolist() == [0, 1, 3, 5, 6]
+    assert tables.sources.tolist() == [2, 0, 1, 0, 2, 1]
 
 
 def test_tables_are_reused_and_grow(tables: RowTables) -> None:

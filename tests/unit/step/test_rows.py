@@ -1,0 +1,130 @@
+"""Updates of touched rows: all are checked first, and each step may name others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from thalweg.compiler import Rule
+from thalweg.state import IndexedSlices
+from thalweg.step import RowUpdate, launch_row_updates
+from thalweg.step.group import Member
+
+
+def momentum(var: Any, m: Any, grad: Any, *, lr: Any) -> Any:
+    m_new = 0.5 * m + grad
+    return var - lr * m_new, m_new
+
+
+def rowwise(var: Any, accumulator: Any, grad: Any, *, lr: Any) -> Any:
+    accumulator_new = accumulator + (grad * grad).mean(-1, keepdim=True)
+    return var - lr * grad * torch.rsqrt(accumulator_new), accumulator_new
+
+
+VALUES = {"lr": np.array([0.25])}
+
+
+def update(
+    var: Tensor, slot: Tensor, indices: Tensor, values: Tensor, rule: Any = momentum
+) -> RowUpdate:
+    layouts = ("like",) if slot.shape == var.shape else ("row",)
+    member = Member(Rule.of(rule), (var, slot), layouts, 0)
+    return RowUpdate(member, IndexedSlices(values, indices, tuple(var.shape)), "sum")
+
+
+def summed(indices: Tensor, values: Tensor, num_rows: int) -> Tensor:
+    """The gradient of all rows, duplicates added in order of appearance."""
+    total = torch.zeros(num_rows, values.shape[1], dtype=values.dtype)
+    seen: set[int] = set()
+    for index, value in zip(indices.tolist(), values, strict=True):
+        total[index] = total[index] + value if index in seen else value
+        seen.add(index)
+    return total
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("width", [1, 3, 8, 20, 64, 300])
+def test_steps_over_other_rows_each_time(threads: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    var = torch.randn(500, width, generator=generator)
+    slot = torch.zeros_like(var)
+    expected, expected_slot = var.clone(), slot.clone()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for count in (700, 30, 2000):
+            indices = torch.randint(500, (count,), generator=generator)
+            values = torch.randn(count, width, generator=generator)
+            launch_row_updates([update(var, slot, indices, values)], VALUES)
+            rows, grad = indices.unique(), summed(indices, values, 500)
+            expected_slot[rows] = 0.5 * expected_slot[rows] + grad[rows]
+            expected[rows] = expected[rows] - 0.25 * expected_slot[rows]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(slot, expected_slot)
+    assert torch.equal(var, expected)
+
+
+@pytest.mark.parametrize("width", [1, 2, 63, 64, 65, 129, 255, 256, 257, 700])
+def test_short_rows_are_reduced_in_the_order_of_long_ones(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    var = torch.randn(9, width, generator=generator)
+    values = torch.randn(9, width, generator=generator)
+    indices = torch.randperm(9, generator=generator)
+    slot = torch.full((9, 1), 0.1)
+    launch_row_updates([update(var, slot, indices, values, rowwise)], VALUES)
+    lanes = torch.zeros(9, 256, dtype=torch.float64)
+    for start in range(0, width, 256):
+        part = (values[:, start : start + 256] ** 2).double()
+        lanes[:, : part.shape[1]] += part
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    mean = (lanes / width).float()
+    assert torch.equal(slot[indices], 0.1 + mean)
+
+
+def test_all_indices_are_checked_before_the_first_write() -> None:
+    first, second = torch.ones(4, 2), torch.ones(3, 2, dtype=torch.float64)
+    slots = torch.zeros_like(first), torch.zeros_like(second)
+    updates = [
+        update(first, slots[0], torch.tensor([1, 1]), torch.ones(2, 2)),
+        update(second, slots[1], torch.tensor([0, 3]), torch.ones(2, 2).double()),
+    ]
+    with pytest.raises(IndexError, match="3 at position 1"):
+        launch_row_updates(updates, VALUES)
+    assert first.eq(1).all()
+    assert not slots[0].any()
+    assert second.eq(1).all()
+    launch_row_updates(updates[:1], VALUES)
+    assert first.tolist() == [[1.0, 1.0], [0.5, 0.5], [1.0, 1.0], [1.0, 1.0]]
+
+
+def test_variables_of_one_kernel_are_updated_together() -> None:
+    variables = [torch.ones(5, 4), torch.ones(2, 6), torch.ones(5, 4)]
+    updates = [
+        update(v, torch.zeros_like(v), torch.tensor([1, 0, 1]), torch.ones(3, n))
+        for v, n in zip(variables, (4, 6, 4), strict=True)
+    ]
+    versions = [v._version for v in variables]
+    for taken in (updates, updates[:2], updates):
+        launch_row_updates(taken, VALUES)
+    for var, steps, version in zip(variables, (3, 3, 2), versions, strict=True):
+        # The slot holds 2, 3, 3.5 after one, two and three steps with a sum of 2.
+        moved = {2: 0.25 * (2 + 3), 3: 0.25 * (2 + 3 + 3.5)}[steps]
+        assert var[1].eq(1 - moved).all()
+        assert var[0].eq(1 - moved / 2).all()
+        assert var[2:].eq(1).all()
+        assert var._version == version + steps
+
+
+def test_nothing_to_do() -> None:
+    var = torch.ones(3, 2)
+    none = torch.empty(0, dtype=torch.int64)
+    launch_row_updates([update(var, torch.zeros(3, 2), none, torch.ones(0, 2))], VALUES)
+    launch_row_updates([], VALUES)
+    assert var.eq(1).all()
