@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         State,
         scale,
     )
+    from thalweg.raw_ops import raw_op
     from thalweg.state import (
         IndexedSlices,
         NoDependency,
@@ -78,6 +79,7 @@ _NAMES = {
         "State",
         "scale",
     ),
+    "raw_ops": ("raw_op",),
     "state": (
         "IndexedSlices",
         "NoDependency",
@@ -139,6 +141,7 @@ __all__ = [
     "losses",
     "metrics",
     "optimizers",
+    "raw_op",
     "raw_ops",
     "state",
     "tasks",

@@ -33,6 +33,7 @@ PUBLIC_NAMES = {
     "convert_to_tensor",
     "custom_gradient",
     "scale",
+    "raw_op",
     "stop_gradient",
 }
 PUBLIC_MODULES = {

@@ -158,16 +158,19 @@ class RuleApplication(Averages):
     def _rule(self) -> Rule:
         return Rule.of(self.rule(), self._flags_declared)
 
+    @property
+    def _has_decay(self) -> bool:
+        return WEIGHT_DECAY in self._hyper or WEIGHT_DECAY in self._table.names
+
     def _bound_rule(self, columns: tuple[str, ...] = ()) -> Rule:
         """The rule with hyperparameters as its scalars, and all that goes with it.
 
         Args:
             columns: Scalars of gradient transforms that go in front of it.
         """
-        has_decay = WEIGHT_DECAY in self._hyper or WEIGHT_DECAY in self._table.names
         extras = (
             *columns,
-            *((WEIGHT_DECAY,) if has_decay else ()),
+            *((WEIGHT_DECAY,) if self._has_decay else ()),
             *((EMA_MOMENTUM,) if self.use_ema else ()),
         )
         rule_flags = tuple(self.rule_flags().items())

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, dataclass_transform
 
 import torch
 
 from thalweg.compiler import Rule
-from thalweg.errors import message
 from thalweg.optimizers.declarations import Flag, Hyper
-from thalweg.optimizers.gradient_hooks import GradientHooks
-from thalweg.optimizers.keras2 import Keras2Protocol
+from thalweg.optimizers.one_by_one import Known, OneByOne
 from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.slots import Entry
 from thalweg.state import (
@@ -26,12 +24,11 @@ from thalweg.step import Plan, Transforms, launch_row_updates
 __all__ = ["Applying"]
 
 Located = list[tuple[Entry, torch.Tensor, Any]]
-Batch = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 
 
 # Fields begin below this class: annotations above it are no constructor arguments.
 @dataclass_transform(field_specifiers=(Hyper, Flag))
-class Applying(GradientHooks, Keras2Protocol):
+class Applying(OneByOne):
     """The part of `Optimizer` that writes.
 
     A class with a rule, under a strategy with the default ``update``, makes a plan in
@@ -39,28 +36,26 @@ class Applying(GradientHooks, Keras2Protocol):
     is updated variable by variable.
     """
 
-    elementwise: bool = False
-    """Whether an override of the Keras 2 kind may run on the shards of a variable."""
-
     last_step_applied: bool = True
     """Whether the last step was taken; False if ``nonfinite="skip"`` left it out."""
 
     _plan: Plan | None
     _plan_rule: Rule | None
 
-    def _recognized(self, pairs: Sequence[Any]) -> Batch | None:
+    def _recognized(self, pairs: Sequence[Any]) -> Known | None:
         """Gradients and variables of these pairs, if the plan knows them as dense."""
-        if self._plan is None or len(pairs) != len(self._plan.variables):
+        known = self._recognition if self._plan is None else self._plan.recognition
+        if known is None or len(pairs) != len(known.variables):
             return None
         try:
             gradients, variables = zip(*pairs, strict=True)
         except (TypeError, ValueError):
             return None
-        is_known = self._plan.recognizes(variables, gradients)
+        is_known = known.recognizes(variables, gradients)
         return (gradients, variables) if is_known else None
 
     def _distributed_apply(
-        self, pairs: Pairs, transforms: Transforms, batch: Batch | None
+        self, pairs: Pairs, transforms: Transforms, batch: Known | None
     ) -> Variable:
         """Update the variables of all pairs, and count the step if it was taken."""
         self._refuse_in_scope("a step")
@@ -68,7 +63,7 @@ class Applying(GradientHooks, Keras2Protocol):
         self._values = self.values_in_force()
         self.last_step_applied = False
         if self._applies_by_hand or not extended.has_default_update:
-            self._apply_one_by_one(extended, pairs)
+            self._apply_one_by_one(extended, pairs, batch)
         elif not self._apply_planned(extended, pairs, transforms, batch):
             return self.iterations
         self._finish([variable for _, variable in pairs])
@@ -90,7 +85,7 @@ class Applying(GradientHooks, Keras2Protocol):
         extended: Any,
         pairs: Pairs,
         transforms: Transforms,
-        batch: Batch | None,
+        batch: Known | None,
     ) -> bool:
         """Update by the plan; False if the step was left out."""
         rule = self._bound_rule(transforms.columns)
@@ -157,71 +152,3 @@ class Applying(GradientHooks, Keras2Protocol):
                 variable.assign(variable.constraint(variable.value().detach()))
                 has_any = True
         return has_any
-
-    # -- one by one -----------------------------------------------------------
-
-    def _apply_one_by_one(self, extended: Any, pairs: Pairs) -> None:
-        check_pairs(pairs)
-        self._check_constraints(pairs)
-        self._check_shards(pairs)
-        apply_state = self._prepare([variable for _, variable in pairs])
-        for grad, variable in pairs:
-            with extended.colocate_vars_with(variable):
-                updater = self._updater_of(variable, apply_state)
-                extended.update(variable, updater, args=(grad,), group=False)
-
-    def _updater_of(
-        self, variable: torch.Tensor, apply_state: Any
-    ) -> Callable[..., Any]:
-        """The function that updates the local components of one variable."""
-        entry = self._entries[id(variable)]
-
-        def update_var(component: Any, grad: Any) -> Any:
-            return self._apply_to_component(entry, component, grad, apply_state)
-
-        return update_var
-
-    def _apply_to_component(
-        self, entry: Entry, component: Any, grad: Any, apply_state: Any
-    ) -> Any:
-        handle = handle_of(component)
-        if handle is not entry.variable:
-            self._shards[id(handle)] = entry
-        if self._applies_by_hand:
-            self._decay_weights(component, grad)
-        if isinstance(grad, IndexedSlices):
-            result = self._resource_apply_sparse_duplicate_indices(
-                grad.values,
-                component,
-                grad.indices,
-                **self._state_for("sparse", apply_state),
-            )
-        else:
-            result = self._resource_apply_dense(
-                grad, component, **self._state_for("dense", apply_state)
-            )
-        if self._applies_by_hand:
-            self._follow(entry, component, self._numbers(entry.setting))
-        return result
-
-    # -- checks ---------------------------------------------------------------
-
-    def _check_constraints(self, pairs: Pairs) -> None:
-        for grad, variable in pairs:
-            constraint = as_variable(variable).constraint
-            if isinstance(grad, IndexedSlices) and constraint is not None:
-                raise RuntimeError(
-                    "Cannot use a constraint function on a sparse variable."
-                )
-
-    def _check_shards(self, pairs: Pairs) -> None:
-        sharded = any(hasattr(variable, "placements") for _, variable in pairs)
-        if sharded and self._applies_by_hand and not self.elementwise:
-            raise TypeError(
-                message(
-                    type(self).__name__,
-                    "`elementwise = True` on a class that updates sharded variables",
-                    "a class that overrides `_resource_apply_dense` without it",
-                    "Set it if the update of an element reads no other element.",
-                )
-            )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,12 @@ from thalweg.raw_ops import ResourceScatterAdd, ResourceScatterUpdate
 from thalweg.state import IndexedSlices
 
 __all__ = ["Keras2Protocol"]
+
+
+@cache
+def _takes_state(hook: Callable[..., Any]) -> bool:
+    """Whether an override takes ``apply_state``; to ask is slower than to update."""
+    return "apply_state" in inspect.signature(hook).parameters
 
 
 class Keras2Protocol(RuleApplication):
@@ -56,13 +63,11 @@ class Keras2Protocol(RuleApplication):
         """``apply_state`` as a keyword, if the override of the class takes it."""
         if not self._applies_by_hand:
             return {}
+        cls = type(self)
         hook = (
-            self._resource_apply_dense
-            if kind == "dense"
-            else self._resource_apply_sparse
+            cls._resource_apply_dense if kind == "dense" else cls._resource_apply_sparse
         )
-        takes = "apply_state" in inspect.signature(hook).parameters
-        return {"apply_state": apply_state} if takes else {}
+        return {"apply_state": apply_state} if _takes_state(hook) else {}
 
     def _resource_apply_sparse_duplicate_indices(
         self, grad: torch.Tensor, var: Any, indices: torch.Tensor, **kwargs: Any

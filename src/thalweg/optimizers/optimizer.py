@@ -20,11 +20,14 @@ from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
 from thalweg.state import Variable, name_of, set_name
-from thalweg.step import NonFinite, Transforms, refuse_nonfinite
+from thalweg.step import Batch, NonFinite, Transforms, refuse_nonfinite
 
 __all__ = ["Optimizer", "OptimizerV2"]
 
-_NOT_COPIED = ("_shards", "_values", "_strategy", "_plan", "_plan_rule", "_bound")
+_NOT_COPIED = (
+    *("_shards", "_values", "_strategy", "_plan", "_plan_rule", "_bound"),
+    *("_recognition", "_raw_batch"),
+)
 _OPTIONS = (
     *("lr", "decay", "clipvalue", "clipnorm", "global_clipnorm", "weight_decay"),
     *("per_variable", "gradient_aggregator", "gradient_transformers"),
@@ -120,7 +123,8 @@ class Optimizer(Inspection):
         self._name = name or _unique_name(type(self))
         self._slot_names, self._weights = [], []
         self._iterations, self._warned = None, set()
-        self._plan, self._plan_rule = None, None
+        self._plan, self._plan_rule, self._recognition = None, None, None
+        self._raw_batch = Batch()
         self._table = ScalarTable()
         self._states: dict[str, Variable] = {}
         self._settings = Settings.checked(where, options, self._hypers_declared)
@@ -290,6 +294,7 @@ class Optimizer(Inspection):
         entries = state.pop("_entries")
         self.__dict__.update(state, _entries={}, _shards={}, _values={}, _bound={})
         self.__dict__.update(_strategy=None, _plan=None, _plan_rule=None)
+        self.__dict__.update(_recognition=None, _raw_batch=Batch())
         for entry, name in entries:
             self._entries[id(entry.variable)] = entry
             if name is not None and name_of(entry.variable) is None:

@@ -34,12 +34,14 @@ from thalweg.raw_ops.gradient_descent import (
     ResourceApplyProximalGradientDescent,
     ResourceSparseApplyProximalGradientDescent,
 )
+from thalweg.raw_ops.indices import check_deferred
 from thalweg.raw_ops.momentum import (
     ResourceApplyKerasMomentum,
     ResourceApplyMomentum,
     ResourceSparseApplyKerasMomentum,
     ResourceSparseApplyMomentum,
 )
+from thalweg.raw_ops.own import RawOp, own_ops, raw_op
 from thalweg.raw_ops.regularized_adagrad import (
     ResourceApplyAdagradDA,
     ResourceApplyProximalAdagrad,
@@ -77,6 +79,7 @@ __all__ = [
     "AssignAddVariableOp",
     "AssignSubVariableOp",
     "AssignVariableOp",
+    "RawOp",
     "ReadVariableOp",
     "ResourceApplyAdaMax",
     "ResourceApplyAdadelta",
@@ -116,18 +119,29 @@ __all__ = [
     "ResourceSparseApplyProximalAdagrad",
     "ResourceSparseApplyProximalGradientDescent",
     "ResourceSparseApplyRMSProp",
+    "check_deferred",
     "list",
+    "raw_op",
 ]
+
+_OTHER_NAMES = frozenset(("RawOp", "check_deferred", "list", "raw_op"))
 
 
 def list() -> builtins.list[str]:  # noqa: A001 - read as tw.raw_ops.list()
-    """Names of all raw ops.
+    """Names of all raw ops, your own among them.
 
     Returns:
         The names, sorted.
 
     Example:
-        >>> tw.raw_ops.list()[0]
-        'AssignAddVariableOp'
+        >>> "ResourceApplyAdam" in tw.raw_ops.list()
+        True
     """
-    return sorted(name for name in __all__ if name != "list")
+    return sorted({*__all__, *own_ops()} - _OTHER_NAMES)
+
+
+def __getattr__(name: str) -> RawOp:
+    try:
+        return own_ops()[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

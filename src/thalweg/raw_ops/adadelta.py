@@ -76,6 +76,7 @@ def ResourceSparseApplyAdadelta(
     indices: Any,
     use_locking: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.adadelta` on rows.
 
@@ -90,6 +91,7 @@ def ResourceSparseApplyAdadelta(
         indices: Shape [N], int32 or int64, in [0, M).
         use_locking: Accepted; updates of one process never overlap.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -105,4 +107,5 @@ def ResourceSparseApplyAdadelta(
         grad,
         indices,
         {"lr": lr, "rho": rho, "epsilon": epsilon},
+        check_indices=check_indices,
     )

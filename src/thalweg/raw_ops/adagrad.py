@@ -110,6 +110,7 @@ def ResourceSparseApplyAdagrad(
     use_locking: bool = False,
     update_slots: bool = True,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.adagrad` on rows.
 
@@ -122,6 +123,7 @@ def ResourceSparseApplyAdagrad(
         use_locking: Accepted; updates of one process never overlap.
         update_slots: Whether to add to the accumulator.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -138,6 +140,7 @@ def ResourceSparseApplyAdagrad(
         indices,
         {"lr": lr},
         update_slots=update_slots,
+        check_indices=check_indices,
     )
 
 
@@ -153,6 +156,7 @@ def ResourceSparseApplyAdagradV2(
     use_locking: bool = False,
     update_slots: bool = True,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.adagrad_v2` on rows.
 
@@ -166,6 +170,7 @@ def ResourceSparseApplyAdagradV2(
         use_locking: Accepted; updates of one process never overlap.
         update_slots: Whether to add to the accumulator.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -182,4 +187,5 @@ def ResourceSparseApplyAdagradV2(
         indices,
         {"lr": lr, "epsilon": epsilon},
         update_slots=update_slots,
+        check_indices=check_indices,
     )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message
+from thalweg.raw_ops.indices import checked_rows, indices_of
 from thalweg.state import IndexedSlices, handle_of
 from thalweg.step import launch_dense, launch_rows
+from thalweg.step.batch import Call, current_batch, flush
+from thalweg.step.single import relaunch
 
 __all__ = [
     "apply_dense",
     "apply_rows",
-    "check_indices",
     "check_not_negative",
     "check_not_positive",
     "check_positive",
@@ -24,6 +27,9 @@ __all__ = [
 ]
 
 RuleFunction = Callable[..., Any]
+
+_rule_of = cache(Rule.of)
+_NUMBERS = {float}
 
 
 def apply_dense(
@@ -49,6 +55,26 @@ def apply_dense(
         ValueError: If shapes differ, a dtype is not floating, a scalar is not 0-d,
             or a device differs; nothing is written then.
     """
+    rule = _rule_of(function)
+    numbers = numbers_of(op, scalars)
+    given = [*resources.values(), *gradient.values()]
+    batch = current_batch()
+    if batch is not None:
+        checked = partial(_apply, op, rule, resources, gradient, numbers, flags)
+        batch.append(Call(rule, flags, given, numbers, checked))
+    elif not relaunch(rule, flags, given, numbers):
+        _apply(op, rule, resources, gradient, numbers, flags)
+
+
+def _apply(
+    op: str,
+    rule: Rule,
+    resources: Mapping[str, Any],
+    gradient: Mapping[str, Any],
+    numbers: Mapping[str, float],
+    flags: Mapping[str, bool],
+) -> None:
+    """Look at everything that was given, then run a rule on whole variables."""
     tensors = _resources(op, resources)
     ((name, grad),) = gradient.items()
     grad = _gradient(op, name, grad, tensors[0])
@@ -56,8 +82,7 @@ def apply_dense(
         raise ValueError(
             _shape_message(op, name, grad, next(iter(resources)), tensors[0])
         )
-    numbers = numbers_of(op, scalars)
-    launch_dense(Rule.of(function), flags, [*tensors, grad], numbers)
+    launch_dense(rule, flags, [*tensors, grad], numbers)
 
 
 def apply_rows(
@@ -67,6 +92,8 @@ def apply_rows(
     grad: Any,
     indices: Any,
     scalars: Mapping[str, Any],
+    *,
+    check_indices: bool | None,
     **flags: bool,
 ) -> None:
     """Run a rule on rows; duplicates of an index act one after the other.
@@ -78,6 +105,7 @@ def apply_rows(
         grad: Shape [N, …]: row i belongs to row ``indices[i]`` of the variable.
         indices: Shape [N], int32 or int64.
         scalars: Numbers or 0-d tensors by the rule's names.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
         **flags: The rule's flags.
 
     Raises:
@@ -88,7 +116,7 @@ def apply_rows(
     """
     tensors = _resources(op, resources)
     grad = _gradient(op, "grad", grad, tensors[0])
-    indices = check_indices(op, indices, tensors[0])
+    indices = indices_of(op, indices, tensors[0])
     if indices.ndim != 1:
         raise ValueError(
             message(op, "indices of one dimension", describe(indices), "Flatten them.")
@@ -103,8 +131,9 @@ def apply_rows(
             )
         )
     numbers = numbers_of(op, scalars)
-    slices = IndexedSlices(grad, indices)
-    launch_rows(Rule.of(function), flags, tensors, slices, numbers, "sequence")
+    with checked_rows(op, indices, tensors, check_indices) as safe:
+        slices = IndexedSlices(grad, safe)
+        launch_rows(_rule_of(function), flags, tensors, slices, numbers, "sequence")
 
 
 def resource_of(op: str, name: str, value: Any) -> torch.Tensor:
@@ -118,6 +147,8 @@ def resource_of(op: str, name: str, value: Any) -> torch.Tensor:
                 "Pass var=variable.handle.",
             )
         )
+    # What was called before must be done before this op reads or writes.
+    flush()
     return handle_of(value)
 
 
@@ -147,8 +178,10 @@ def number_of(op: str, name: str, value: Any) -> float:
         ) from None
 
 
-def numbers_of(op: str, scalars: Mapping[str, Any]) -> dict[str, float]:
+def numbers_of(op: str, scalars: Mapping[str, Any]) -> Mapping[str, float]:
     """The numbers that scalar arguments stand for, by name."""
+    if set(map(type, scalars.values())) == _NUMBERS:
+        return scalars
     return {
         name: value if type(value) is float else number_of(op, name, value)
         for name, value in scalars.items()
@@ -171,34 +204,6 @@ def check_not_positive(op: str, name: str, number: float) -> None:
     """Refuse a number above zero."""
     if not number <= 0:
         raise ValueError(_number_message(op, name, "a non-positive scalar", number))
-
-
-def check_indices(op: str, indices: Any, variable: torch.Tensor) -> torch.Tensor:
-    """Indices as an integer tensor that lies inside the variable's first axis."""
-    indices = torch.as_tensor(indices, device=variable.device)
-    if indices.numel() == 0 and not indices.dtype.is_floating_point:
-        return indices.long()
-    if indices.dtype not in (torch.int32, torch.int64):
-        if indices.numel() == 0:
-            return indices.long()
-        raise TypeError(
-            message(f"{op}: indices", "int32 or int64", describe(indices), "Cast them.")
-        )
-    if variable.ndim == 0:
-        raise ValueError(
-            message(
-                op, "a variable with rows", describe(variable), "Reshape it to (1,)."
-            )
-        )
-    flat, rows = indices.reshape(-1), variable.shape[0]
-    outside = ((flat < 0) | (flat >= rows)).nonzero()
-    if len(outside):
-        offset = int(outside[0])
-        raise ValueError(
-            f"{op}: Index {int(flat[offset])} at offset {offset} in indices is out of "
-            f"range: the variable has {rows} rows. Nothing was written."
-        )
-    return indices
 
 
 def _resources(op: str, resources: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -155,6 +155,7 @@ def ResourceSparseApplyFtrl(
     use_locking: bool = False,
     multiply_linear_by_lr: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.ftrl` on rows.
 
@@ -171,6 +172,7 @@ def ResourceSparseApplyFtrl(
         use_locking: Accepted; updates of one process never overlap.
         multiply_linear_by_lr: Whether linear is kept multiplied by lr.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -193,6 +195,7 @@ def ResourceSparseApplyFtrl(
         scalars,
         multiply_linear_by_lr=multiply_linear_by_lr,
         is_square_root=scalars["lr_power"] == -0.5,
+        check_indices=check_indices,
     )
 
 
@@ -212,6 +215,7 @@ def ResourceSparseApplyFtrlV2(
     use_locking: bool = False,
     multiply_linear_by_lr: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.ftrl_v2` on rows.
 
@@ -229,6 +233,7 @@ def ResourceSparseApplyFtrlV2(
         use_locking: Accepted; updates of one process never overlap.
         multiply_linear_by_lr: Whether linear is kept multiplied by lr.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -258,6 +263,7 @@ def ResourceSparseApplyFtrlV2(
         scalars,
         multiply_linear_by_lr=multiply_linear_by_lr,
         is_square_root=scalars["lr_power"] == -0.5,
+        check_indices=check_indices,
     )
 
 

@@ -112,6 +112,7 @@ def ResourceSparseApplyProximalGradientDescent(
     indices: Any,
     use_locking: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.proximal_gradient_descent` on rows.
 
@@ -124,6 +125,7 @@ def ResourceSparseApplyProximalGradientDescent(
         indices: Shape [N], int32 or int64, in [0, M).
         use_locking: Accepted; updates of one process never overlap.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -144,4 +146,5 @@ def ResourceSparseApplyProximalGradientDescent(
         indices,
         scalars,
         has_l1=scalars["l1"] > 0,
+        check_indices=check_indices,
     )

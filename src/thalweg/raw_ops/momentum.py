@@ -113,6 +113,7 @@ def ResourceSparseApplyMomentum(
     use_locking: bool = False,
     use_nesterov: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.momentum` on rows.
 
@@ -126,6 +127,7 @@ def ResourceSparseApplyMomentum(
         use_locking: Accepted; updates of one process never overlap.
         use_nesterov: Whether to look one step ahead.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -149,6 +151,7 @@ def ResourceSparseApplyMomentum(
         indices,
         {"lr": lr, "momentum": momentum},
         use_nesterov=use_nesterov,
+        check_indices=check_indices,
     )
 
 
@@ -164,6 +167,7 @@ def ResourceSparseApplyKerasMomentum(
     use_locking: bool = False,
     use_nesterov: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.keras_momentum` on rows.
 
@@ -177,6 +181,7 @@ def ResourceSparseApplyKerasMomentum(
         use_locking: Accepted; updates of one process never overlap.
         use_nesterov: Whether to look one step ahead.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -193,4 +198,5 @@ def ResourceSparseApplyKerasMomentum(
         indices,
         {"lr": lr, "momentum": momentum},
         use_nesterov=use_nesterov,
+        check_indices=check_indices,
     )

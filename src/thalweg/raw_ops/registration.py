@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 import torch
 
-__all__ = ["registered"]
+__all__ = ["Operator", "registered"]
 
 Parameters = ParamSpec("Parameters")
 
@@ -27,6 +28,86 @@ _RESOURCES = frozenset(
     )
 )
 _LIKE_THE_VARIABLE = frozenset(("delta", "grad", "updates"))
+_SWITCHES = {"bool": "bool", "bool | None": "bool?"}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An op as torch knows it.
+
+    Attributes:
+        function: What runs it; all its arguments are keywords.
+        name: Its name in ``torch.ops.thalweg``.
+        arguments: Its arguments in order, and their defaults.
+        switches: The type of each argument that is a bool, as a schema spells it.
+        resources: The arguments that are written.
+        alike: The arguments that have the dtype of the first resource.
+    """
+
+    function: Callable[..., None]
+    name: str
+    arguments: Mapping[str, Any]
+    switches: Mapping[str, str]
+    resources: frozenset[str] = _RESOURCES
+    alike: frozenset[str] = _LIKE_THE_VARIABLE
+
+    @classmethod
+    def of(cls, function: Callable[..., None]) -> Operator:
+        """The operator of an op whose arguments have TensorFlow's names."""
+        parameters = inspect.signature(function).parameters
+        arguments = {n: p.default for n, p in parameters.items() if n != "name"}
+        annotations = {n: p.annotation for n, p in parameters.items()}
+        switches = {n: _SWITCHES[a] for n, a in annotations.items() if a in _SWITCHES}
+        return cls(function, function.__name__, arguments, switches)
+
+    def define(self) -> None:
+        """Make it known to torch."""
+        names, function = list(self.arguments), self.function
+        texts = [self._declaration(i, n) for i, n in enumerate(names)]
+        _LIBRARY.define(f"{self.name}({', '.join(texts)}) -> ()")
+
+        def implementation(*args: Any, **arguments: Any) -> None:
+            function(**dict(zip(names, args, strict=False)), **arguments)
+
+        def fake(*args: Any, **arguments: Any) -> None:
+            del args, arguments
+
+        _LIBRARY.impl(self.name, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"thalweg::{self.name}", fake, lib=_LIBRARY)
+
+    def _declaration(self, number: int, name: str) -> str:
+        if name in self.switches:
+            default = self.arguments[name]
+            text = "" if default is inspect.Parameter.empty else f"={default}"
+            return f"{self.switches[name]} {name}{text}"
+        is_written = name in self.resources
+        return f"Tensor(a{number}!) {name}" if is_written else f"Tensor {name}"
+
+    def __call__(self, given: Mapping[str, Any]) -> None:
+        """Call it through torch, as a compiled function does."""
+        defaults = self.arguments.items()
+        known = {n: d for n, d in defaults if d is not inspect.Parameter.empty}
+        named = {**known, **given}
+        named.pop("name", None)
+        with torch.no_grad():
+            getattr(torch.ops.thalweg, self.name)(**self._as_tensors(named))
+
+    def _as_tensors(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Numbers and lists as tensors, for an operator that takes nothing else."""
+        first = next(given[name] for name in self.arguments if name in self.resources)
+        tensors: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in self.switches or isinstance(value, torch.Tensor):
+                tensors[name] = value
+            elif name in self.alike:
+                tensors[name] = torch.tensor(
+                    value, dtype=first.dtype, device=first.device
+                )
+            elif name == "indices":
+                tensors[name] = torch.tensor(value, device=first.device)
+            else:
+                tensors[name] = torch.tensor(value, dtype=torch.float64)
+        return tensors
 
 
 def registered(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -44,67 +125,13 @@ def registered(function: Callable[Parameters, None]) -> Callable[Parameters, Non
         >>> op._schema.arguments[0].alias_info.is_write
         True
     """
-    parameters = inspect.signature(function).parameters
-    flags = {n: p.default for n, p in parameters.items() if p.annotation == "bool"}
-    names = [name for name in parameters if name != "name"]
-    _define(function, names, flags)
-    operator = getattr(torch.ops.thalweg, function.__name__)
+    operator = Operator.of(function)
+    operator.define()
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **arguments: Parameters.kwargs) -> None:
         if not torch.compiler.is_compiling():
             return function(*args, **arguments)
-        given = {**_defaults(parameters, names), **arguments}
-        given.pop("name", None)
-        with torch.no_grad():
-            return operator(**_as_tensors(given, flags))
+        return operator(arguments)
 
     return call
-
-
-def _define(
-    function: Callable[..., None], names: list[str], flags: Mapping[str, bool]
-) -> None:
-    name = function.__name__
-    texts = [_declaration(i, n, flags) for i, n in enumerate(names)]
-    _LIBRARY.define(f"{name}({', '.join(texts)}) -> ()")
-
-    def implementation(*args: Any, **arguments: Any) -> None:
-        function(**dict(zip(names, args, strict=False)), **arguments)
-
-    def fake(*args: Any, **arguments: Any) -> None:
-        del args, arguments
-
-    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"thalweg::{name}", fake, lib=_LIBRARY)
-
-
-def _declaration(number: int, name: str, flags: Mapping[str, bool]) -> str:
-    if name in flags:
-        return f"bool {name}={flags[name]}"
-    return f"Tensor(a{number}!) {name}" if name in _RESOURCES else f"Tensor {name}"
-
-
-def _defaults(
-    parameters: Mapping[str, inspect.Parameter], names: list[str]
-) -> dict[str, Any]:
-    defaults = {name: parameters[name].default for name in names}
-    return {n: d for n, d in defaults.items() if d is not inspect.Parameter.empty}
-
-
-def _as_tensors(
-    arguments: Mapping[str, Any], flags: Mapping[str, bool]
-) -> dict[str, Any]:
-    """Numbers and lists as tensors, for an operator that takes nothing else."""
-    first = next(arguments[name] for name in arguments if name in _RESOURCES)
-    tensors: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if name in flags or isinstance(value, torch.Tensor):
-            tensors[name] = value
-        elif name in _LIKE_THE_VARIABLE:
-            tensors[name] = torch.tensor(value, dtype=first.dtype, device=first.device)
-        elif name == "indices":
-            tensors[name] = torch.tensor(value, device=first.device)
-        else:
-            tensors[name] = torch.tensor(value, dtype=torch.float64)
-    return tensors

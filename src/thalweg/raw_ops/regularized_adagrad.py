@@ -136,6 +136,7 @@ def ResourceSparseApplyProximalAdagrad(
     indices: Any,
     use_locking: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.proximal_adagrad` on rows.
 
@@ -149,6 +150,7 @@ def ResourceSparseApplyProximalAdagrad(
         indices: Shape [N], int32 or int64, in [0, M).
         use_locking: Accepted; updates of one process never overlap.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -172,6 +174,7 @@ def ResourceSparseApplyProximalAdagrad(
         indices,
         scalars,
         has_l1=scalars["l1"] > 0,
+        check_indices=check_indices,
     )
 
 
@@ -189,6 +192,7 @@ def ResourceSparseApplyAdagradDA(
     global_step: Any,
     use_locking: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.adagrad_da` on rows.
 
@@ -204,6 +208,7 @@ def ResourceSparseApplyAdagradDA(
         global_step: Integer or 0-d tensor. Number of this step.
         use_locking: Accepted; updates of one process never overlap.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -228,4 +233,5 @@ def ResourceSparseApplyAdagradDA(
         indices,
         scalars,
         has_l1=scalars["l1"] > 0,
+        check_indices=check_indices,
     )

@@ -124,6 +124,7 @@ def ResourceSparseApplyRMSProp(
     indices: Any,
     use_locking: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.rms_prop` on rows.
 
@@ -139,6 +140,7 @@ def ResourceSparseApplyRMSProp(
         indices: Shape [N], int32 or int64, in [0, M).
         use_locking: Accepted; updates of one process never overlap.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -154,6 +156,7 @@ def ResourceSparseApplyRMSProp(
         grad,
         indices,
         {"lr": lr, "rho": rho, "momentum": momentum, "epsilon": epsilon},
+        check_indices=check_indices,
     )
 
 
@@ -172,6 +175,7 @@ def ResourceSparseApplyCenteredRMSProp(
     indices: Any,
     use_locking: bool = False,
     name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Run `thalweg.rules.centered_rms_prop` on rows.
 
@@ -188,6 +192,7 @@ def ResourceSparseApplyCenteredRMSProp(
         indices: Shape [N], int32 or int64, in [0, M).
         use_locking: Accepted; updates of one process never overlap.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If a resource is no tensor or a scalar no number, or indices are no
@@ -203,4 +208,5 @@ def ResourceSparseApplyCenteredRMSProp(
         grad,
         indices,
         {"lr": lr, "rho": rho, "momentum": momentum, "epsilon": epsilon},
+        check_indices=check_indices,
     )

@@ -14,7 +14,8 @@ from torch import Tensor
 from thalweg import rules
 from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message
-from thalweg.raw_ops.door import check_indices, resource_of
+from thalweg.raw_ops.door import resource_of
+from thalweg.raw_ops.indices import checked_rows, indices_of
 from thalweg.raw_ops.registration import registered
 from thalweg.state import IndexedSlices
 from thalweg.step import launch_rows
@@ -34,7 +35,12 @@ RuleFunction = Callable[..., Tensor]
 
 @registered
 def ResourceScatterAdd(
-    *, resource: Any, indices: Any, updates: Any, name: str | None = None
+    *,
+    resource: Any,
+    indices: Any,
+    updates: Any,
+    name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Add to rows: resource[indices[i]] += updates[i].
 
@@ -43,6 +49,7 @@ def ResourceScatterAdd(
         indices: Shape I, int32 or int64, in [0, M).
         updates: Shape I + R, or a scalar; of the resource's dtype.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If the resource is no tensor or the indices are no integers.
@@ -56,12 +63,20 @@ def ResourceScatterAdd(
         [0, 2]
     """
     del name
-    _scatter("ResourceScatterAdd", rules.scatter_add, resource, indices, updates)
+    _scatter(
+        *("ResourceScatterAdd", rules.scatter_add),
+        *(resource, indices, updates, check_indices),
+    )
 
 
 @registered
 def ResourceScatterDiv(
-    *, resource: Any, indices: Any, updates: Any, name: str | None = None
+    *,
+    resource: Any,
+    indices: Any,
+    updates: Any,
+    name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Divide rows: resource[indices[i]] /= updates[i].
 
@@ -72,6 +87,7 @@ def ResourceScatterDiv(
         indices: Shape I, int32 or int64, in [0, M).
         updates: Shape I + R, or a scalar; of the resource's dtype.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If the resource is no tensor or the indices are no integers.
@@ -85,12 +101,20 @@ def ResourceScatterDiv(
         [3, -3]
     """
     del name
-    _scatter("ResourceScatterDiv", rules.scatter_div, resource, indices, updates)
+    _scatter(
+        *("ResourceScatterDiv", rules.scatter_div),
+        *(resource, indices, updates, check_indices),
+    )
 
 
 @registered
 def ResourceScatterMax(
-    *, resource: Any, indices: Any, updates: Any, name: str | None = None
+    *,
+    resource: Any,
+    indices: Any,
+    updates: Any,
+    name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Take the larger in rows: resource[j] = max(resource[j], updates[i]).
 
@@ -101,6 +125,7 @@ def ResourceScatterMax(
         indices: Shape I, int32 or int64, in [0, M).
         updates: Shape I + R, or a scalar; of the resource's dtype.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If the resource is no tensor or the indices are no integers.
@@ -108,12 +133,20 @@ def ResourceScatterMax(
             nothing is written then.
     """
     del name
-    _scatter("ResourceScatterMax", rules.scatter_max, resource, indices, updates)
+    _scatter(
+        *("ResourceScatterMax", rules.scatter_max),
+        *(resource, indices, updates, check_indices),
+    )
 
 
 @registered
 def ResourceScatterMin(
-    *, resource: Any, indices: Any, updates: Any, name: str | None = None
+    *,
+    resource: Any,
+    indices: Any,
+    updates: Any,
+    name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Take the smaller in rows: resource[j] = min(resource[j], updates[i]).
 
@@ -124,6 +157,7 @@ def ResourceScatterMin(
         indices: Shape I, int32 or int64, in [0, M).
         updates: Shape I + R, or a scalar; of the resource's dtype.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If the resource is no tensor or the indices are no integers.
@@ -131,12 +165,20 @@ def ResourceScatterMin(
             nothing is written then.
     """
     del name
-    _scatter("ResourceScatterMin", rules.scatter_min, resource, indices, updates)
+    _scatter(
+        *("ResourceScatterMin", rules.scatter_min),
+        *(resource, indices, updates, check_indices),
+    )
 
 
 @registered
 def ResourceScatterMul(
-    *, resource: Any, indices: Any, updates: Any, name: str | None = None
+    *,
+    resource: Any,
+    indices: Any,
+    updates: Any,
+    name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Multiply rows: resource[indices[i]] *= updates[i].
 
@@ -145,6 +187,7 @@ def ResourceScatterMul(
         indices: Shape I, int32 or int64, in [0, M).
         updates: Shape I + R, or a scalar; of the resource's dtype.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If the resource is no tensor or the indices are no integers.
@@ -152,12 +195,20 @@ def ResourceScatterMul(
             nothing is written then.
     """
     del name
-    _scatter("ResourceScatterMul", rules.scatter_mul, resource, indices, updates)
+    _scatter(
+        *("ResourceScatterMul", rules.scatter_mul),
+        *(resource, indices, updates, check_indices),
+    )
 
 
 @registered
 def ResourceScatterSub(
-    *, resource: Any, indices: Any, updates: Any, name: str | None = None
+    *,
+    resource: Any,
+    indices: Any,
+    updates: Any,
+    name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Subtract from rows: resource[indices[i]] -= updates[i].
 
@@ -166,6 +217,7 @@ def ResourceScatterSub(
         indices: Shape I, int32 or int64, in [0, M).
         updates: Shape I + R, or a scalar; of the resource's dtype.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If the resource is no tensor or the indices are no integers.
@@ -173,12 +225,20 @@ def ResourceScatterSub(
             nothing is written then.
     """
     del name
-    _scatter("ResourceScatterSub", rules.scatter_sub, resource, indices, updates)
+    _scatter(
+        *("ResourceScatterSub", rules.scatter_sub),
+        *(resource, indices, updates, check_indices),
+    )
 
 
 @registered
 def ResourceScatterUpdate(
-    *, resource: Any, indices: Any, updates: Any, name: str | None = None
+    *,
+    resource: Any,
+    indices: Any,
+    updates: Any,
+    name: str | None = None,
+    check_indices: bool | None = None,
 ) -> None:
     """Replace rows: resource[indices[i]] = updates[i].
 
@@ -189,6 +249,7 @@ def ResourceScatterUpdate(
         indices: Shape I, int32 or int64, in [0, M).
         updates: Shape I + R, or a scalar; of the resource's dtype.
         name: Accepted.
+        check_indices: Whether indices are checked at once; see `check_deferred`.
 
     Raises:
         TypeError: If the resource is no tensor or the indices are no integers.
@@ -196,26 +257,35 @@ def ResourceScatterUpdate(
             nothing is written then.
     """
     del name
-    _scatter("ResourceScatterUpdate", rules.scatter_update, resource, indices, updates)
+    _scatter(
+        *("ResourceScatterUpdate", rules.scatter_update),
+        *(resource, indices, updates, check_indices),
+    )
 
 
 @torch.no_grad()
 def _scatter(
-    op: str, function: RuleFunction, resource: Any, indices: Any, updates: Any
+    op: str,
+    function: RuleFunction,
+    resource: Any,
+    indices: Any,
+    updates: Any,
+    is_checked: bool | None,
 ) -> None:
     """Check everything, then run a scatter rule on rows."""
     handle = resource_of(op, "resource", resource)
-    indices = check_indices(op, indices, handle)
+    indices = indices_of(op, indices, handle)
     updates = _updates(op, updates, indices, handle)
     if function is rules.scatter_div and not handle.is_floating_point():
         _check_divisors(op, updates)
     row = handle.shape[1:]
     values = updates.expand(indices.shape + row).reshape(-1, *row)
-    slices = IndexedSlices(values, indices.reshape(-1))
-    if handle.is_floating_point():
-        launch_rows(Rule.of(function), {}, [handle], slices, {}, "sequence")
-    else:
-        _scatter_exactly(function, handle, slices)
+    with checked_rows(op, indices.reshape(-1), [handle], is_checked) as safe:
+        slices = IndexedSlices(values, safe)
+        if handle.is_floating_point():
+            launch_rows(Rule.of(function), {}, [handle], slices, {}, "sequence")
+        else:
+            _scatter_exactly(function, handle, slices)
 
 
 def _updates(op: str, updates: Any, indices: Tensor, handle: Tensor) -> Tensor:

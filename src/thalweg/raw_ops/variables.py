@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from thalweg.errors import describe, message
-from thalweg.raw_ops.door import check_indices, resource_of
+from thalweg.raw_ops.door import resource_of
+from thalweg.raw_ops.indices import indices_of, refuse_outside
 
 __all__ = [
     "AssignAddVariableOp",
@@ -95,8 +96,9 @@ def ResourceGather(
             )
         )
     rows = handle.reshape(math.prod(batch), *handle.shape[batch_dims:])
-    chosen = check_indices("ResourceGather", indices, rows[0]).long()
-    chosen = chosen.reshape(rows.shape[0], -1)
+    chosen = indices_of("ResourceGather", indices, rows[0])
+    refuse_outside("ResourceGather", chosen, rows.shape[1])
+    chosen = chosen.long().reshape(rows.shape[0], -1)
     which = torch.arange(rows.shape[0], device=handle.device)[:, None]
     return rows[which, chosen].reshape(*indices.shape, *rows.shape[2:])
 

@@ -1,5 +1,6 @@
 """Running rules on variables: the only place that writes variables and slots."""
 
+from thalweg.step.batch import Batch, inside_step
 from thalweg.step.compose import (
     CLIPVALUE,
     EMA,
@@ -14,6 +15,7 @@ from thalweg.step.group import Member
 from thalweg.step.launch import launch_dense, launch_rows
 from thalweg.step.norms import clip_scales
 from thalweg.step.plan import Plan
+from thalweg.step.recognition import Recognition
 from thalweg.step.rows import RowMode, RowUpdate, launch_row_updates
 from thalweg.step.transforms import NonFinite, Transforms, refuse_nonfinite
 
@@ -25,14 +27,17 @@ __all__ = [
     "LOW_PRECISION_COPY",
     "STEP",
     "WEIGHT_DECAY",
+    "Batch",
     "Member",
     "NonFinite",
     "Plan",
+    "Recognition",
     "RowMode",
     "RowUpdate",
     "Transforms",
     "bind_rule",
     "clip_scales",
+    "inside_step",
     "launch_dense",
     "launch_row_updates",
     "launch_rows",

@@ -9,14 +9,14 @@ import torch
 
 from thalweg.compiler import Rule, interpret
 from thalweg.state import IndexedSlices
+from thalweg.step.batch import flush
 from thalweg.step.group import Member
 from thalweg.step.rows import RowMode, RowUpdate, launch_row_updates
-from thalweg.step.single import single_launch
+from thalweg.step.single import launch_single
 
 __all__ = ["launch_dense", "launch_rows"]
 
 
-@torch.no_grad()
 def launch_dense(
     rule: Rule,
     flags: Mapping[str, bool],
@@ -33,14 +33,14 @@ def launch_dense(
         scalars: A number for each of its scalars; others are ignored.
         layouts: For each slot "like", "row" or "scalar"; all "like" by default.
     """
-    launch = single_launch(rule, flags, tensors, layouts)
-    if launch is not None:
-        return launch(tensors, scalars)
+    flush()
+    if not layouts and launch_single(rule, flags, tensors, scalars):
+        return
     numbers = {name: scalars[name] for name in rule.scalars}
-    new = interpret(rule, flags, tensors, numbers, layouts)
-    for old, value in zip(tensors, new, strict=False):
-        old.copy_(value.reshape(old.shape))
-    return None
+    with torch.no_grad():
+        new = interpret(rule, flags, tensors, numbers, layouts)
+        for old, value in zip(tensors, new, strict=False):
+            old.copy_(value.reshape(old.shape))
 
 
 def launch_rows(
@@ -64,6 +64,7 @@ def launch_rows(
             applies the rule once; ``"sequence"`` applies it to one after the other.
         layouts: For each slot "like" or "row"; all "like" by default.
     """
+    flush()
     pairs = tuple(sorted(flags.items()))
     member = Member(rule, tuple(tensors), tuple(layouts), 0, pairs)
     values = {name: np.array([scalars[name]]) for name in rule.scalars}

@@ -1,9 +1,20 @@
-"""One kernel for one variable at a time: what a raw op called from Python runs."""
+"""One kernel for one variable at a time: what a raw op called from Python runs.
+
+A call on a small tensor takes less time than a handful of Python statements, so that
+what can be known beforehand is: a launch keeps its tables, the addresses of the
+tables, and the places where numbers go in them. Whether the tensors
+are like those of an earlier call is asked in one call of C++.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,100 +30,221 @@ from thalweg.compiler import (
     compile_rule,
     reads_shape,
 )
+from thalweg.state import Variable
+from thalweg.step.recognition import Recognizer, recognizer
 
-__all__ = ["single_launch"]
+__all__ = [
+    "PLAIN_TYPES",
+    "address_of",
+    "are_readable",
+    "dtype_of",
+    "launch_single",
+    "relaunch",
+    "shape_of",
+]
 
 _ELEMENTS = 3  # the column of an item that holds its length
+_MOST_KNOWN = 4096
+_MOST_KINDS = 8  # of one shape: parameters, tensors, other dtypes
 _KNOWN_SHAPE_ONLY = {ROW_LENGTH, NUM_ELEMENTS}
 
+# Attributes read in C; any of them asked of a subclass runs Python otherwise.
+_Tensor: Any = torch.Tensor
+shape_of: Callable[[object], Any] = _Tensor.shape.__get__
+dtype_of: Callable[[object], Any] = _Tensor.dtype.__get__
+_is_on_cpu: Callable[[object], bool] = _Tensor.is_cpu.__get__
+_is_contiguous: Callable[[object], bool] = _Tensor.is_contiguous
+_is_negated: Callable[[object], bool] = _Tensor.is_neg
+address_of: Callable[[object], int] = _Tensor.data_ptr
+PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter, Variable}
+_HAS_DEVICES = torch.accelerator.is_available()
 
-class SingleLaunch:
+
+class _SingleLaunch:
     """A kernel with tables for one variable, written anew for each call."""
 
     def __init__(self, kernel: Kernel) -> None:
-        columns = kernel.columns
+        index = kernel.columns.index
+        self.dtypes = kernel.key.dtypes
+        self._kernel = kernel
+        # The numbers of the rule are the first columns, in the rule's order, so that
+        # addresses and numbers lie side by side.
+        names = [n for n in kernel.key.rule.scalars if n in index]
+        num_tensors = len(self.dtypes)
+        memory = np.zeros(8 * (num_tensors + len(index)), dtype=np.uint8)
+        pointers = memory[: 8 * num_tensors].view(np.int64).reshape(1, -1)
+        scalars = memory[8 * num_tensors :].view(np.float64).reshape(1, -1)
+        scalars[0, index[APPLY]] = 1.0
         self._items = np.zeros((1, 5), dtype=np.int64)
-        self._pointers = np.zeros((1, len(kernel.key.dtypes)), dtype=np.int64)
-        self._scalars = np.zeros((1, len(columns)), dtype=np.float64)
-        self._scalars[0, columns.index[APPLY]] = 1.0
-        names = [n for n in kernel.key.rule.scalars if n in columns.index]
-        self._host = [(n, columns.index[n]) for n in names]
-        self._launch = kernel.bind(self._items, self._pointers, self._scalars)
+        layout = struct.Struct(f"{num_tensors}q{len(names)}d")
+        self._write = partial(layout.pack_into, memory.data, 0)
+        self._numbers_of = _getter(names)
+        self._launch = kernel.bind(self._items, pointers, scalars)
+        tables = (self._items, pointers, scalars)
+        addresses = (ctypes.c_void_p(table.ctypes.data) for table in tables)
+        self._arguments = (ctypes.c_int64(1), *addresses, ctypes.c_int64(1))
+        self._count = 0
+        self._function: Callable[..., None] = self._interpret
 
     def __call__(
-        self, tensors: Sequence[torch.Tensor], scalars: Mapping[str, float]
+        self, addresses: Sequence[int], count: int, scalars: Mapping[str, float]
     ) -> None:
         """Update a variable and its slots.
 
         Args:
-            tensors: Variable, slots, gradient: contiguous, on the CPU.
+            addresses: Of variable, slots, gradient: contiguous, on the CPU.
+            count: Elements of each, at least one.
             scalars: A number for each scalar of the rule.
         """
-        num_elements = tensors[0].numel()
-        if num_elements == 0:
-            return
-        self._items[0, _ELEMENTS] = self._launch.num_elements = num_elements
-        self._pointers[0] = [t.data_ptr() for t in tensors]
-        row = self._scalars[0]
-        for name, position in self._host:
-            row[position] = scalars[name]
-        self._launch(torch.get_num_threads())
-        increment_version(tensors[:-1])
+        if count != self._count:
+            self._resize(count)
+        self._write(*addresses, *self._numbers_of(scalars))
+        self._function(*self._arguments, torch.get_num_threads())
+
+    def _resize(self, count: int) -> None:
+        self._items[0, _ELEMENTS] = self._launch.num_elements = self._count = count
+        functions = self._kernel.functions(count)
+        self._function = functions[-1] if functions else self._interpret
+
+    def _interpret(self, *arguments: Any) -> None:
+        self._launch(arguments[-1])
+
+
+def _getter(names: Sequence[str]) -> Callable[[Mapping[str, float]], Sequence[float]]:
+    """A function that takes some items out of a mapping, in order."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda numbers: [numbers[name] for name in names]
+
+
+_Known = tuple[Recognizer, _SingleLaunch, int]
 
 
 class _Launches(threading.local):
     """Tables belong to a thread: a long launch lets other threads run."""
 
     def __init__(self) -> None:
-        self.known: dict[object, SingleLaunch | None] = {}
+        self.known: dict[object, list[_Known]] = {}
+        self.made: dict[object, _SingleLaunch | None] = {}
 
 
 _launches = _Launches()
 
 
-def single_launch(
+def relaunch(
     rule: Rule,
     flags: Mapping[str, bool],
-    tensors: Sequence[torch.Tensor],
-    layouts: Sequence[str],
-) -> SingleLaunch | None:
-    """The compiled launch for these tensors.
+    tensors: Sequence[Any],
+    scalars: Mapping[str, float],
+) -> bool:
+    """Apply a rule to whole tensors if they are like those of an earlier launch.
 
     Args:
         rule: The rule.
         flags: Value of each of its flags.
-        tensors: Variable, slots, gradient.
-        layouts: For each slot "like", "row" or "scalar".
+        tensors: What may be variable, slots and gradient, as many as the rule has.
+        scalars: A number for each scalar of the rule.
 
     Returns:
-        None where a kernel cannot run straight on these tensors: another device,
-        gaps between elements, integers, or a rule that must know shapes.
+        False, with nothing written, where a closer look is needed; see
+        `launch_single`.
     """
-    dtypes = tuple(t.dtype for t in tensors)
-    for tensor in tensors:
-        if not (tensor.is_cpu and tensor.is_contiguous()) or tensor.is_neg():
-            return None
-    key = (rule, tuple(flags.items()), dtypes)
-    try:
-        return _launches.known[key]
-    except KeyError:
-        made = _make(rule, flags, dtypes, layouts)
-        _launches.known[key] = made
-        return made
+    handles = [t.handle if type(t) is Variable else t for t in tensors]
+    shape = getattr(handles[0], "shape", None)
+    for is_like, launch, count in _launches.known.get(
+        (rule, *flags.items(), shape), ()
+    ):
+        if is_like(*handles):
+            launch(list(map(address_of, handles)), count, scalars)
+            increment_version(handles[:-1])
+            return True
+    return False
 
 
-def _make(
+def launch_single(
     rule: Rule,
     flags: Mapping[str, bool],
-    dtypes: tuple[torch.dtype, ...],
-    layouts: Sequence[str],
-) -> SingleLaunch | None:
+    tensors: Sequence[torch.Tensor],
+    scalars: Mapping[str, float],
+) -> bool:
+    """Apply a rule to whole tensors by a kernel, which is compiled if it is new.
+
+    Args:
+        rule: The rule.
+        flags: Value of each of its flags.
+        tensors: Variable, slots, gradient, of one number of elements.
+        scalars: A number for each scalar of the rule.
+
+    Returns:
+        False, with nothing written, where a kernel cannot run straight on these
+        tensors: another device, gaps between elements, integers, or a rule that
+        must know shapes.
+    """
+    for tensor in tensors:
+        if not (tensor.is_cpu and tensor.is_contiguous()) or tensor.is_neg():
+            return False
+    launch = _made(rule, flags, tuple(t.dtype for t in tensors))
+    if launch is None:
+        return False
+    count = tensors[0].numel()
+    if count == 0:
+        return True
+    launch([t.data_ptr() for t in tensors], count, scalars)
+    increment_version(tensors[:-1])
+    _remember((rule, *flags.items(), tensors[0].shape), tensors, launch)
+    return True
+
+
+def _remember(
+    key: object, tensors: Sequence[torch.Tensor], launch: _SingleLaunch
+) -> None:
+    """Let tensors like these be recognized from now on."""
+    shapes = list(map(shape_of, tensors))
+    if not set(map(type, tensors)) <= PLAIN_TYPES or shapes.count(shapes[0]) < len(
+        shapes
+    ):
+        return
+    if len(_launches.known) == _MOST_KNOWN:
+        _launches.known.clear()
+    known = _launches.known.setdefault(key, [])
+    if len(known) < _MOST_KINDS:
+        known.append((recognizer(tensors), launch, tensors[0].numel()))
+
+
+def are_readable(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all are on the CPU, contiguous, and not lazily negated.
+
+    Args:
+        tensors: Plain ones; those without memory have the address 0.
+
+    Raises:
+        RuntimeError: If one is sparse.
+    """
+    return (
+        (not _HAS_DEVICES or all(map(_is_on_cpu, tensors)))
+        and all(map(_is_contiguous, tensors))
+        and not any(map(_is_negated, tensors))
+    )
+
+
+def _made(
+    rule: Rule, flags: Mapping[str, bool], dtypes: tuple[torch.dtype, ...]
+) -> _SingleLaunch | None:
+    """The launch for these dtypes; None if the rule needs to know shapes."""
     pairs = tuple(sorted(flags.items()))
-    plain = all(dtype.is_floating_point for dtype in dtypes)
-    if not plain or layouts or reads_shape(rule, pairs):
+    key = (rule, pairs, dtypes)
+    if key not in _launches.made:
+        kernel = _kernel(rule, pairs, dtypes)
+        _launches.made[key] = None if kernel is None else _SingleLaunch(kernel)
+    return _launches.made[key]
+
+
+def _kernel(
+    rule: Rule, flags: tuple[tuple[str, bool], ...], dtypes: tuple[torch.dtype, ...]
+) -> Kernel | None:
+    """A kernel that needs no more than addresses and a number of elements."""
+    if not all(d.is_floating_point for d in dtypes) or reads_shape(rule, flags):
         return None
-    kernel = compile_rule(KernelKey(rule, pairs, dtypes))
+    kernel = compile_rule(KernelKey(rule, flags, dtypes))
     needs_shape = _KNOWN_SHAPE_ONLY & set(kernel.columns.names)
-    if kernel.num_passes > 1 or needs_shape:
-        return None
-    return SingleLaunch(kernel)
+    return None if kernel.num_passes > 1 or needs_shape else kernel

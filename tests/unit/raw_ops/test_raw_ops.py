@@ -49,7 +49,8 @@ def test_all_ops_are_there() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_arguments_have_tensorflows_names_and_order(op: str) -> None:
     parameters = inspect.signature(getattr(tw.raw_ops, op)).parameters
-    assert list(parameters) == [*OPS[op]["args"], "name"]
+    ours = ["check_indices"] if OPS[op]["has_indices"] else []
+    assert list(parameters) == [*OPS[op]["args"], "name", *ours]
     for name, default in OPS[op]["attrs"].items():
         assert parameters[name].default is default
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())

@@ -1,0 +1,136 @@
+"""Updating variables one at a time, for overrides and strategies that ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from thalweg.errors import message
+from thalweg.optimizers.gradient_hooks import GradientHooks
+from thalweg.optimizers.keras2 import Keras2Protocol
+from thalweg.optimizers.pairs import Pairs, check_pairs
+from thalweg.optimizers.slots import Entry
+from thalweg.state import IndexedSlices, as_variable, handle_of
+from thalweg.step import Batch, Plan, Recognition, inside_step
+
+__all__ = ["Known", "OneByOne"]
+
+Known = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
+"""Gradients and variables that are like those of the step before."""
+
+
+class OneByOne(GradientHooks, Keras2Protocol):
+    """The part of `Optimizer` that calls hooks for every variable in every step."""
+
+    elementwise: bool = False
+    """Whether an override of the Keras 2 kind may run on the shards of a variable."""
+    batch_raw_ops: bool = False
+    """Whether the raw ops that an override calls may be launched together.
+
+    Only for a class that never reads what it has written in the same step.
+    """
+
+    _raw_batch: Batch
+    _recognition: Recognition | None
+
+    def _apply_one_by_one(
+        self, extended: Any, pairs: Pairs, known: Known | None
+    ) -> None:
+        if known is not None:
+            self._apply_known(known)
+            return
+        check_pairs(pairs)
+        self._check_constraints(pairs)
+        self._check_shards(pairs)
+        self._recognition = self._recognition_of(extended, pairs)
+        apply_state = self._prepare([variable for _, variable in pairs])
+        with inside_step(self._raw_batch if self.batch_raw_ops else None):
+            for grad, variable in pairs:
+                with extended.colocate_vars_with(variable):
+                    updater = self._updater_of(variable, apply_state)
+                    extended.update(variable, updater, args=(grad,), group=False)
+
+    def _recognition_of(self, extended: Any, pairs: Pairs) -> Recognition | None:
+        """What lets the next step call the override straight; None if it must not."""
+        gradients = [gradient for gradient, _ in pairs]
+        variables = [variable for _, variable in pairs]
+        is_simple = (
+            self._applies_by_hand
+            and extended.has_default_update
+            and Plan.can_fold(gradients)
+            and Plan.can_fold(variables)
+        )
+        return Recognition(variables, gradients) if is_simple else None
+
+    def _apply_known(self, known: Known) -> None:
+        """Call the override for each variable of a step like the one before."""
+        apply_state = self._prepare(known[1])
+        keyword = self._state_for("dense", apply_state)
+        follows = self.use_ema or self._has_copies or self._has_decay
+        with inside_step(self._raw_batch if self.batch_raw_ops else None):
+            if follows:
+                for gradient, variable in zip(*known, strict=True):
+                    entry = self._entries[id(variable)]
+                    self._apply_to_component(entry, variable, gradient, apply_state)
+            else:
+                for gradient, variable in zip(*known, strict=True):
+                    view = as_variable(variable)
+                    self._resource_apply_dense(gradient, view, **keyword)
+
+    def _updater_of(
+        self, variable: torch.Tensor, apply_state: Any
+    ) -> Callable[..., Any]:
+        """The function that updates the local components of one variable."""
+        entry = self._entries[id(variable)]
+
+        def update_var(component: Any, grad: Any) -> Any:
+            return self._apply_to_component(entry, component, grad, apply_state)
+
+        return update_var
+
+    def _apply_to_component(
+        self, entry: Entry, component: Any, grad: Any, apply_state: Any
+    ) -> Any:
+        handle = handle_of(component)
+        if handle is not entry.variable:
+            self._shards[id(handle)] = entry
+        if self._applies_by_hand:
+            self._decay_weights(component, grad)
+        if isinstance(grad, IndexedSlices):
+            result = self._resource_apply_sparse_duplicate_indices(
+                grad.values,
+                component,
+                grad.indices,
+                **self._state_for("sparse", apply_state),
+            )
+        else:
+            result = self._resource_apply_dense(
+                grad, component, **self._state_for("dense", apply_state)
+            )
+        if self._applies_by_hand:
+            self._follow(entry, component, self._numbers(entry.setting))
+        return result
+
+    # -- checks ---------------------------------------------------------------
+
+    def _check_constraints(self, pairs: Pairs) -> None:
+        for grad, variable in pairs:
+            constraint = as_variable(variable).constraint
+            if isinstance(grad, IndexedSlices) and constraint is not None:
+                raise RuntimeError(
+                    "Cannot use a constraint function on a sparse variable."
+                )
+
+    def _check_shards(self, pairs: Pairs) -> None:
+        sharded = any(hasattr(variable, "placements") for _, variable in pairs)
+        if sharded and self._applies_by_hand and not self.elementwise:
+            raise TypeError(
+                message(
+                    type(self).__name__,
+                    "`elementwise = True` on a class that updates sharded variables",
+                    "a class that overrides `_resource_apply_dense` without it",
+                    "Set it if the update of an element reads no other element.",
+                )
+            )

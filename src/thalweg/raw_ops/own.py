@@ -1,0 +1,254 @@
+"""Raw ops of your own: a rule function becomes an op like those that are shipped."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import torch
+
+from thalweg.compiler import KernelKey, Rule, kernel_source, reads_shape
+from thalweg.errors import describe, message, nearest
+from thalweg.raw_ops.door import apply_dense, apply_rows
+from thalweg.raw_ops.registration import Operator
+
+__all__ = ["RawOp", "own_ops", "raw_op"]
+
+RuleFunction = Callable[..., Any]
+
+_RESERVED = frozenset(("check_indices", "indices", "name"))
+_EMPTY = inspect.Parameter.empty
+_own: dict[str, RawOp] = {}
+
+
+class RawOp:
+    """An op that runs a rule; made by `raw_op`.
+
+    Attributes:
+        name: Its name in `raw_ops.list()`.
+        rule: The rule.
+        is_sparse: Whether it updates the rows that ``indices`` name.
+    """
+
+    def __init__(self, function: RuleFunction, name: str, *, is_sparse: bool) -> None:
+        functools.update_wrapper(self, function)
+        self.name = self.__name__ = name
+        self.rule = Rule.of(function)
+        self.is_sparse = is_sparse
+        _check_names(name, self.rule)
+        self._arguments = _arguments_of(function, self.rule, is_sparse=is_sparse)
+        self.__signature__ = _signature_of(self._arguments)
+        self._defaults = {n: d for n, d in self._arguments.items() if d is not _EMPTY}
+        # A rule that cannot be compiled is refused here, not in the first step.
+        reads_shape(self.rule, [(n, False) for n in self.rule.flags])
+        switches = dict.fromkeys(self.rule.flags, "bool")
+        if is_sparse:
+            switches["check_indices"] = "bool?"
+        self._operator = Operator(
+            self._run,
+            _free_name(name),
+            self._arguments,
+            switches,
+            frozenset(self.rule.outputs),
+            frozenset((self.rule.gradient,)),
+        )
+        self._operator.define()
+
+    def __call__(self, **arguments: Any) -> None:
+        """Run the rule on a variable and its slots, in place.
+
+        Args:
+            **arguments: The rule's arguments by name: variable and slots are
+                tensors, `Variable`s or handles; scalars are numbers or 0-d tensors.
+                A sparse op takes ``indices`` and ``check_indices`` too, and one row
+                of the gradient for each index. ``name`` is accepted.
+
+        Raises:
+            TypeError: If an argument is missing or unknown, a resource is no tensor,
+                or a scalar is no number.
+            ValueError: If shapes, dtypes or devices do not fit, or an index is out
+                of range; nothing is written then.
+        """
+        if torch.compiler.is_compiling():
+            return self._operator(arguments)
+        return self._run(**arguments)
+
+    def _run(self, **arguments: Any) -> None:
+        arguments.pop("name", None)
+        given = {**self._defaults, **arguments}
+        if given.keys() != self._arguments.keys():
+            self._refuse(given)
+        rule = self.rule
+        resources = {name: given[name] for name in rule.outputs}
+        scalars = {name: given[name] for name in rule.scalars}
+        flags = {name: given[name] for name in rule.flags}
+        if self.is_sparse:
+            apply_rows(
+                *(self.name, rule.function, resources, given[rule.gradient]),
+                *(given["indices"], scalars),
+                check_indices=given["check_indices"],
+                **flags,
+            )
+        else:
+            gradient = {rule.gradient: given[rule.gradient]}
+            apply_dense(self.name, rule.function, resources, gradient, scalars, **flags)
+
+    def kernel_source(
+        self, device: str = "cpu", dtype: torch.dtype = torch.float32, **flags: bool
+    ) -> str:
+        """The text of its kernel, to read; no device is needed.
+
+        Args:
+            device: "cpu" for C, "cuda" for Triton.
+            dtype: The dtype of all its tensors.
+            **flags: The rule's flags, where not as by default.
+
+        Returns:
+            C text, or a Python module.
+
+        Raises:
+            ValueError: If the device is another one, or a flag is unknown.
+            TraceError: If the rule reads the variable's shape: then there is a
+                kernel for each shape, and none to show.
+        """
+        defaults = {n: self._defaults.get(n, False) for n in self.rule.flags}
+        mode = "sequence" if self.is_sparse else "dense"
+        pairs = tuple({**defaults, **flags}.items())
+        key = KernelKey(self.rule, pairs, (dtype,) * len(self.rule.tensors), mode)
+        return kernel_source(key, device)
+
+    def _refuse(self, given: Mapping[str, Any]) -> None:
+        missing = [n for n in self._arguments if n not in given]
+        unknown = [n for n in given if n not in self._arguments]
+        advice = nearest(unknown[0], self._arguments) if unknown else "Pass it."
+        raise TypeError(
+            message(
+                self.name,
+                f"the arguments {', '.join(self._arguments)}",
+                ", ".join([*(f"no {n}" for n in missing), *map(repr, unknown)]),
+                advice,
+            )
+        )
+
+    def __repr__(self) -> str:
+        return f"<raw op {self.name}{self.__signature__}>"
+
+
+@overload
+def raw_op(function: RuleFunction, /) -> RawOp: ...
+@overload
+def raw_op(
+    *, name: str | None = None, sparse: bool = False
+) -> Callable[[RuleFunction], RawOp]: ...
+def raw_op(
+    function: RuleFunction | None = None,
+    /,
+    *,
+    name: str | None = None,
+    sparse: bool = False,
+) -> RawOp | Callable[[RuleFunction], RawOp]:
+    """Make an op of a rule: the same checks, kernels and operators of torch.
+
+    Args:
+        function: The rule ``(var, *slots, grad, *, scalars, flags)``: positional
+            arguments are tensors, keyword-only ones numbers, or flags if they are
+            annotated ``bool``. It returns the new variable and the new slots.
+        name: The op's name; the function's by default. An own op of that name is
+            replaced.
+        sparse: Whether it updates the rows that ``indices`` name, where duplicates
+            act one after the other.
+
+    Returns:
+        The op, which takes all arguments by keyword; without a function, a
+        decorator.
+
+    Raises:
+        TypeError: If the signature is not that of a rule.
+        TraceError: If the rule uses what the compiler cannot express.
+        ValueError: If the name or an argument's name is taken.
+
+    Example:
+        >>> @tw.raw_ops.raw_op
+        ... def ApplyClippedDescent(var, grad, *, lr, limit=1.0):
+        ...     return var - lr * torch.clamp(grad, -limit, limit)
+        >>> weight = tw.Variable([1.0, 1.0])
+        >>> ApplyClippedDescent(var=weight, grad=torch.tensor([0.5, 8.0]), lr=0.5)
+        >>> weight.tolist()
+        [0.75, 0.5]
+        >>> "ApplyClippedDescent" in tw.raw_ops.list()
+        True
+    """
+    if function is None:
+        return lambda rule: _make(rule, name, sparse=sparse)
+    return _make(function, name, sparse=sparse)
+
+
+def own_ops() -> Mapping[str, RawOp]:
+    """The ops made by `raw_op`, by name."""
+    return _own
+
+
+def _make(function: RuleFunction, name: str | None, *, sparse: bool) -> RawOp:
+    if not callable(function):
+        raise TypeError(
+            message("raw_op", "a rule function", describe(function), "Pass one.")
+        )
+    op = RawOp(function, name or function.__name__, is_sparse=sparse)
+    _own[op.name] = op
+    return op
+
+
+def _free_name(name: str) -> str:
+    """A name for torch: what it knows is there to stay, also if a cell is run again."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    candidates = itertools.chain([name], numbered)
+    return next(n for n in candidates if not hasattr(torch.ops.thalweg, n))
+
+
+def _check_names(name: str, rule: Rule) -> None:
+    if not name.isidentifier() or name in vars(sys.modules["thalweg.raw_ops"]):
+        raise ValueError(
+            message(
+                "raw_op",
+                "a name that tw.raw_ops has not taken",
+                repr(name),
+                "Pass name='ApplyMine', say.",
+            )
+        )
+    taken = _RESERVED.intersection((*rule.tensors, *rule.scalars, *rule.flags))
+    if taken:
+        raise ValueError(
+            message(
+                f"raw_op {name}",
+                "argument names that no op takes by itself",
+                repr(min(taken)),
+                "Rename it.",
+            )
+        )
+
+
+def _arguments_of(
+    function: RuleFunction, rule: Rule, *, is_sparse: bool
+) -> dict[str, Any]:
+    """Arguments of an op in the order of its rule, and their defaults."""
+    parameters = inspect.signature(function).parameters
+    tensors = [*rule.tensors, *(["indices"] if is_sparse else [])]
+    arguments: dict[str, Any] = dict.fromkeys(tensors, _EMPTY)
+    for name in (*rule.scalars, *rule.flags):
+        arguments[name] = parameters[name].default
+    if is_sparse:
+        arguments["check_indices"] = None
+    return arguments
+
+
+def _signature_of(arguments: Mapping[str, Any]) -> inspect.Signature:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, keyword, default=default)
+        for name, default in {**arguments, "name": None}.items()
+    ]
+    return inspect.Signature(parameters)

@@ -1,0 +1,171 @@
+"""An op of one's own stands beside those that are shipped."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import thalweg as tw
+from thalweg.errors import TraceError
+from thalweg.raw_ops import RawOp, raw_op
+
+
+def heavy_ball(
+    weight: Any, velocity: Any, gradient: Any, *, rate: Any, decay: Any = 0.5, up: bool
+) -> Any:
+    """Move along a velocity."""
+    velocity = decay * velocity - rate * gradient
+    return (weight - velocity if up else weight + velocity), velocity
+
+
+@pytest.fixture
+def op() -> RawOp:
+    return raw_op(name="ApplyHeavyBall")(heavy_ball)
+
+
+def arguments(**changed: Any) -> dict[str, Any]:
+    given = {
+        "weight": tw.Variable(torch.ones(3, 2)),
+        "velocity": torch.ones(3, 2),
+        "gradient": torch.full((3, 2), 0.5),
+        "rate": 0.5,
+        "up": False,
+    }
+    return given | changed
+
+
+def test_it_runs_its_rule_in_place(op: RawOp) -> None:
+    given = arguments()
+    for _ in range(2):
+        assert op(**given) is None
+    assert given["velocity"].unique().tolist() == [-0.125]
+    assert given["weight"].unique().tolist() == [1.125]
+    up = arguments(up=True, decay=torch.tensor(0.0), name="accepted")
+    op(**up)
+    assert up["weight"].unique().tolist() == [1.25]
+
+
+def test_it_is_listed_and_described(op: RawOp) -> None:
+    assert "ApplyHeavyBall" in tw.raw_ops.list()
+    assert tw.raw_ops.ApplyHeavyBall is op
+    assert op.__doc__ == "Move along a velocity."
+    names = ["weight", "velocity", "gradient", "rate", "decay", "up", "name"]
+    assert list(inspect.signature(op).parameters) == names
+    assert inspect.signature(op).parameters["decay"].default == 0.5
+    with pytest.raises(AttributeError, match="ApplyHeavierBall"):
+        tw.raw_ops.ApplyHeavierBall  # noqa: B018 - asking is the test
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "text"),
+    [
+        ({"velocity": torch.ones(2)}, ValueError, "velocity of the shape of weight"),
+        ({"gradient": torch.ones(2)}, ValueError, "gradient of the shape of weight"),
+        ({"weight": 1.0}, TypeError, "a Variable, its handle, or a tensor"),
+        ({"rate": "fast"}, TypeError, "a number or a 0-d tensor"),
+        ({"rate": torch.ones(2)}, ValueError, "a scalar"),
+        ({"decai": 1.0}, TypeError, "Did you mean 'decay'"),
+        ({"indices": [1]}, TypeError, "'indices'"),
+    ],
+)
+def test_what_is_wrong_is_refused(
+    op: RawOp, changed: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    given = arguments(**changed)
+    with pytest.raises(error, match=f"ApplyHeavyBall.*{text}"):
+        op(**given)
+    if "velocity" not in changed:
+        assert given["velocity"].unique().tolist() == [1.0]
+    with pytest.raises(TypeError, match="no rate"):
+        op(weight=torch.ones(1), velocity=torch.ones(1), gradient=torch.ones(1))
+
+
+def test_its_kernel_can_be_read(op: RawOp) -> None:
+    assert "heavy_ball" in op.kernel_source("cpu", up=True)
+    assert "double" in op.kernel_source(dtype=torch.float64)
+    assert "import triton" in op.kernel_source("cuda")
+    with pytest.raises(ValueError, match="'cpu' or 'cuda'"):
+        op.kernel_source("tpu")
+    with pytest.raises(ValueError, match="flags"):
+        op.kernel_source(down=True)
+
+
+def test_a_sparse_op_updates_rows_in_sequence(op: RawOp) -> None:
+    sparse = raw_op(name="SparseApplyHeavyBall", sparse=True)(heavy_ball)
+    ours, theirs = arguments(), arguments()
+    ours["gradient"] = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    sparse(**ours, indices=[1, 1, 0])
+    for row, index in zip(ours["gradient"], (1, 1, 0), strict=True):
+        views = {n: theirs[n].detach()[index] for n in ("weight", "velocity")}
+        op(**{**theirs, **views, "gradient": row})
+    for name in ("weight", "velocity"):
+        assert torch.equal(ours[name], theirs[name])
+    with pytest.raises(ValueError, match="SparseApplyHeavyBall: Index 3 at offset 0"):
+        sparse(**ours, indices=[3, 0, 0])
+    assert torch.equal(ours["weight"], theirs["weight"])
+    assert "sequence" in sparse.kernel_source()
+
+
+def test_torch_compiles_it_once(op: RawOp) -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def step(weight: torch.Tensor, velocity: torch.Tensor, rate: Any) -> torch.Tensor:
+        op(
+            weight=weight,
+            velocity=velocity,
+            gradient=weight * 0.5,
+            rate=rate,
+            up=False,
+        )
+        return weight.sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    ours = [torch.ones(3), torch.zeros(3)]
+    theirs = [torch.ones(3), torch.zeros(3)]
+    for rate in (0.5, 0.25, 0.125):
+        found = compiled(*ours, torch.tensor(rate))
+        assert torch.equal(found, step(*theirs, torch.tensor(rate)))
+    assert counter.frame_count == 1
+
+
+def test_torch_finds_no_fault_with_its_operator(op: RawOp) -> None:
+    # Named after the op, and numbered where a test has made it before.
+    name = op._operator.name
+    tensors = (torch.ones(3), torch.zeros(3), torch.ones(3))
+    numbers = (torch.tensor(0.5), torch.tensor(0.25))
+    operator = getattr(torch.ops.thalweg, name).default
+    outcome = torch.library.opcheck(operator, (*tensors, *numbers, False))
+    assert set(outcome.values()) == {"SUCCESS"}
+
+
+def test_an_op_of_the_same_name_replaces_it(op: RawOp) -> None:
+    other = raw_op(name="ApplyHeavyBall")(lambda var, grad, *, lr: var + lr * grad)
+    assert tw.raw_ops.ApplyHeavyBall is other
+    var = torch.zeros(2)
+    other(var=var, grad=torch.ones(2), lr=1.0)
+    assert var.tolist() == [1.0, 1.0]
+    assert tw.raw_ops.list().count("ApplyHeavyBall") == 1
+
+
+def test_rules_that_cannot_be_ops_are_refused() -> None:
+    def branching(var: Any, grad: Any, *, lr: Any) -> Any:
+        return var - lr * grad if lr > 0 else var
+
+    with pytest.raises(TraceError, match="branching"):
+        raw_op(branching)
+    with pytest.raises(TypeError, match="a signature"):
+        raw_op(lambda var: var)
+    with pytest.raises(TypeError, match="a rule function"):
+        raw_op("descent")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(ValueError, match="a name that tw"):
+        raw_op(name="ResourceApplyAdam")(heavy_ball)
+    with pytest.raises(ValueError, match="a name that tw"):
+        raw_op(lambda var, grad, *, lr: var - lr * grad)
+    with pytest.raises(ValueError, match="'indices'"):
+        raw_op(name="ApplyTaken")(lambda var, indices, grad: (var, indices))
+    assert "branching" not in tw.raw_ops.list()

@@ -1,0 +1,155 @@
+"""A launch on one variable: what it repeats, and what it looks at anew."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+import thalweg as tw
+from thalweg import rules
+from thalweg.compiler import Rule
+from thalweg.step import launch_dense, single
+from thalweg.step.single import launch_single, relaunch
+
+MOMENTUM = Rule.of(rules.momentum)
+SCALARS = {"lr": 0.5, "momentum": 0.5}
+FLAGS = {"use_nesterov": False}
+
+
+def tensors_of(size: int = 4) -> list[Any]:
+    return [torch.ones(size), torch.zeros(size), torch.ones(size)]
+
+
+@pytest.fixture(autouse=True)
+def launched() -> None:
+    """Tensors like these are known."""
+    assert launch_single(MOMENTUM, FLAGS, tensors_of(), SCALARS)
+
+
+def test_a_known_launch_is_repeated_for_any_numbers() -> None:
+    for size in (1, 7, 5000):
+        assert launch_single(MOMENTUM, FLAGS, tensors_of(size), SCALARS)
+        for lr in (0.5, 0.25):
+            tensors = tensors_of(size)
+            assert relaunch(MOMENTUM, FLAGS, tensors, {**SCALARS, "lr": lr})
+            assert torch.equal(tensors[0], torch.full((size,), 1 - lr))
+            assert torch.equal(tensors[1], torch.ones(size))
+
+
+def test_version_counters_rise() -> None:
+    tensors = tensors_of()
+    relaunch(MOMENTUM, FLAGS, tensors, SCALARS)
+    assert [t._version for t in tensors] == [1, 1, 0]
+
+
+def test_variables_and_views_reach_what_they_stand_for() -> None:
+    parameter = torch.nn.Parameter(torch.ones(4))
+    view = tw.state.as_variable(parameter)
+    accum = tw.Variable(torch.zeros(4))
+    launch_single(MOMENTUM, FLAGS, [parameter, accum, torch.ones(4)], SCALARS)
+    accum.assign(torch.zeros(4))
+    parameter.data = torch.full((4,), 3.0)
+    assert relaunch(MOMENTUM, FLAGS, [view, accum, torch.ones(4)], SCALARS)
+    assert parameter.tolist() == [2.5] * 4
+    assert accum.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("another shape", torch.ones(2, 2)),
+        ("gaps", torch.ones(8)[::2]),
+        ("another dtype", torch.ones(4, dtype=torch.float64)),
+        ("sparse", torch.ones(4).to_sparse()),
+        ("no memory", torch.ones(4, device="meta")),
+        ("negated", torch._neg_view(torch.ones(4))),  # pyright: ignore[reportPrivateImportUsage] - no public way to a contiguous one
+        ("no tensor", 1.0),
+    ],
+)
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_what_needs_a_closer_look_is_left_alone(
+    name: str, wrong: Any, position: int
+) -> None:
+    tensors = tensors_of()
+    tensors[position] = wrong
+    assert not relaunch(MOMENTUM, FLAGS, tensors, SCALARS), name
+    others = [t for i, t in enumerate(tensors) if i != position]
+    assert all(t._version == 0 for t in others)
+
+
+def test_a_transformed_tensor_is_left_alone() -> None:
+    seen: list[bool] = []
+
+    def inside(grad: torch.Tensor) -> torch.Tensor:
+        tensors = [torch.ones(4), torch.zeros(4), grad]
+        seen.append(relaunch(MOMENTUM, FLAGS, tensors, SCALARS))
+        return grad
+
+    torch.func.vmap(inside)(torch.ones(2, 4))
+    assert seen == [False]
+
+
+def test_no_elements_are_left_alone() -> None:
+    assert not relaunch(MOMENTUM, FLAGS, tensors_of(0), SCALARS)
+    assert launch_single(MOMENTUM, FLAGS, tensors_of(0), SCALARS)
+
+
+def test_flags_are_told_apart_by_name() -> None:
+    rule = Rule.of(_two_flags)
+    for flags in ({"a": True, "b": False}, {"b": True, "a": False}):
+        for _ in range(2):
+            var = torch.zeros(1)
+            launch_dense(rule, flags, [var, torch.ones(1)], {"lr": 1.0})
+            assert var.item() == (1.0 if flags["a"] else 10.0)
+
+
+def _two_flags(var: Any, grad: Any, *, lr: Any, a: bool, b: bool) -> Any:
+    new = var
+    if a:
+        new = new + lr * grad
+    if b:
+        new = new + 10 * lr * grad
+    return new
+
+
+def test_a_rule_that_needs_the_shape_has_no_single_launch() -> None:
+    def shaped(var: Any, grad: Any, *, lr: Any) -> Any:
+        return var - lr * grad / var.shape[0]
+
+    rule, var = Rule.of(shaped), torch.ones(2)
+    for _ in range(2):
+        assert not launch_single(rule, {}, [var, torch.ones(2)], {"lr": 1.0})
+    launch_dense(rule, {}, [var, torch.ones(2)], {"lr": 1.0})
+    assert var.tolist() == [0.5, 0.5]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single, "_MOST_KNOWN", 2)
+    monkeypatch.setattr(single._launches, "known", {})
+    for size in range(1, 8):
+        assert launch_single(MOMENTUM, FLAGS, tensors_of(size), SCALARS)
+        assert relaunch(MOMENTUM, FLAGS, tensors_of(size), SCALARS)
+        assert len(single._launches.known) <= 2
+
+
+def test_threads_do_not_share_tables() -> None:
+    tensors = [tensors_of(64) for _ in range(4)]
+    start = threading.Barrier(4)
+
+    def work(own: list[Any], lr: float) -> None:
+        start.wait()
+        for _ in range(50):
+            launch_dense(MOMENTUM, FLAGS, own, {"lr": lr, "momentum": 0.0})
+
+    threads = [
+        threading.Thread(target=work, args=(own, float(i)))
+        for i, own in enumerate(tensors)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [t[0][0].item() for t in tensors] == [1.0, -49.0, -99.0, -149.0]
