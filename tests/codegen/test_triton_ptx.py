@@ -15,7 +15,7 @@ from tests.codegen.test_operations import ELEMENTWISE, OPS, rule_for
 from thalweg.compiler import KernelKey, Rule
 from thalweg.compiler.triton_kernel import TritonKernel
 
-triton = pytest.importorskip("triton", reason="needs Triton")
+triton = pytest.importorskip("triton", "3.5", reason="needs Triton 3.5 or newer")
 
 INEXACT = re.compile(r"\bfma\b|\bfma\.|\bmad\.\S*f(32|64)|\.approx|\.ftz|div\.full")
 TABLES = {
@@ -76,6 +76,7 @@ def adam_in(*dtypes: torch.dtype, mode: Any = "dense") -> KernelKey:
     [
         ADAM,
         adam_in(*[torch.float64] * 4),
+        adam_in(*[torch.bfloat16] * 4),
         adam_in(torch.float32, torch.bfloat16, torch.float16, torch.bfloat16),
         adam_in(*[torch.float32] * 4, mode="sum"),
         adam_in(*[torch.float32] * 4, mode="sequence"),

@@ -12,7 +12,13 @@ from tests.codegen.bits import same_bits, scalar_table
 from tests.codegen.triton_runs import interpreted, run_rows
 from thalweg.compiler import KernelKey, RowTables, Rule
 from thalweg.compiler.triton_rows import DeviceRowTables
-from thalweg.compiler.triton_tables import Upload, chunks_and_folds, cut, piece_length
+from thalweg.compiler.triton_tables import (
+    Upload,
+    chunks_and_folds,
+    cut,
+    is_capturing,
+    piece_length,
+)
 
 ITEMS = np.array([[0, 0, 7, 2500, 0], [1, 5, 0, 0, 1], [2, 64, 64, 1024, 2]])
 
@@ -48,12 +54,14 @@ def test_folds_know_the_chunks_of_each_variable() -> None:
     assert folds.tolist() == [[0, 0, 0], [1, 0, 4]]
 
 
-def test_an_upload_writes_its_columns_only() -> None:
-    table = torch.zeros(3, 4, dtype=torch.float64)
-    upload = Upload(table[:, :3])
-    for value in (1.0, 2.0):
-        upload(torch.full((3, 3), value, dtype=torch.float64))
-    assert table.tolist() == [[2.0, 2.0, 2.0, 0.0]] * 3
+def test_an_upload_copies_what_is_there_at_the_call() -> None:
+    table, values = torch.zeros(3, 4), torch.empty(3, 4)
+    upload = Upload(table)
+    for number in (1.0, 2.0):
+        upload(values.fill_(number))
+    values.fill_(3.0)
+    assert table.tolist() == [[2.0] * 4] * 3
+    assert not is_capturing(table.device)
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64])

@@ -7,7 +7,8 @@ here NumPy's take their place, so that only their spelling is tested.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tests.codegen.bits import scalar_table
-from thalweg.compiler import KernelKey, RowTables
+from thalweg.compiler import KernelKey, RowTables, triton_kernel
 from thalweg.compiler.triton_kernel import TritonKernel
 
 _NUMPY: dict[str, Callable[..., Any]] = {
@@ -61,6 +62,24 @@ def interpreted(key: KernelKey) -> TritonKernel:
         kernel = TritonKernel(key)
     kernel.names["libdevice"] = NumpyLibdevice()
     return kernel
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Within it every new kernel is one whose launches run on the CPU."""
+    triton = pytest.importorskip("triton", reason="needs Triton")
+    load = triton_kernel.load_text
+
+    def load_text(text: str) -> dict[str, Any]:
+        names = load(text)
+        names["libdevice"] = NumpyLibdevice()
+        return names
+
+    with triton.knobs.runtime.scope(), pytest.MonkeyPatch.context() as patch:
+        triton.knobs.runtime.interpret = True
+        patch.setattr(triton_kernel, "load_text", load_text)
+        patch.setattr(triton_kernel, "_KERNELS", {})
+        yield
 
 
 def run_dense(

@@ -185,12 +185,11 @@ def test_a_dense_step_allocates_nothing() -> None:
     tensors = [torch.randn(100_000, device=DEVICE) for _ in range(3)]
     items = torch.tensor([[0, 0, 0, 100_000, 0]])
     table = table_of(kernel, {"lr": 0.1}, 100_000)
-    upload = Upload(table[:, :1])
+    upload, values = Upload(table), table.cpu()
     launch = kernel.bind(items, pointers_of(tensors), table)
-    rate = torch.full((1, 1), 0.1, dtype=torch.float64)
 
     def step() -> int:
-        upload(rate)
+        upload(values)
         launch()
         return torch.cuda.memory_stats()["allocation.all.allocated"]
 

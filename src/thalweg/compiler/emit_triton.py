@@ -38,7 +38,7 @@ from thalweg.compiler.skeleton_c import ITEM_COLUMNS, pass_name
 from thalweg.compiler.statements_triton import TritonStatements, python_name
 from thalweg.errors import TraceError, message
 
-__all__ = ["FOLD_COLUMNS", "emit_triton", "has_cells", "kernel_name"]
+__all__ = ["FOLD_COLUMNS", "emit_triton", "kernel_name", "scalar_slots"]
 
 FOLD_COLUMNS = 3
 """Columns of a fold: scalar row, first chunk, chunk after the last."""
@@ -56,9 +56,10 @@ def kernel_name(program: Program) -> str:
     return f"rule_{python_name(program.trace.rule.name)}"
 
 
-def has_cells(program: Program) -> bool:
-    """Whether a slot is one number for each variable."""
-    return "scalar" in program.trace.layouts
+def scalar_slots(program: Program) -> set[str]:
+    """Names of the slots that are one number for each variable."""
+    pairs = zip(program.trace.rule.tensors, program.trace.layouts, strict=True)
+    return {name for name, layout in pairs if layout == "scalar"}
 
 
 def emit_triton(
@@ -92,7 +93,7 @@ def emit_triton(
         kernels += _reading_pass(statements, name, number)
     kernels.append(elements_function(statements, f"{name}_range", mode))
     kernels.append(_kernel(statements, name, mode))
-    if has_cells(program):
+    if scalar_slots(program):
         kernels.append(_cells(statements, name, is_store=True))
     body = "\n\n".join(kernels)
     shared = shared_functions(_code(body))
@@ -111,7 +112,7 @@ def _code(text: str) -> str:
 def _prologue(statements: TritonStatements, name: str) -> list[str]:
     """The kernels that fill columns before anything is read."""
     kernels: list[str] = []
-    if has_cells(statements.program):
+    if scalar_slots(statements.program):
         kernels.append(_cells(statements, name, is_store=False))
     if statements.program.columns.derived:
         columns = len(statements.program.columns)

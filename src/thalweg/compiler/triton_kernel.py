@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from thalweg.compiler.emit_triton import emit_triton, has_cells, kernel_name
+from thalweg.compiler.emit_triton import emit_triton, kernel_name, scalar_slots
 from thalweg.compiler.graph import expect_reduction, label_of
 from thalweg.compiler.interpret import program_of
 from thalweg.compiler.key import KernelKey
@@ -96,6 +96,9 @@ class TritonKernel:
         source: The text.
         backend: "triton".
         names: What the text defines.
+        reads_cells: Whether a slot of one number is read.
+        writes_cells: Whether a slot of one number is written.
+        writes_elements: Whether anything else is.
 
     Args:
         key: Rule, flags, dtypes, mode.
@@ -129,6 +132,15 @@ class TritonKernel:
         self.backend: Literal["triton"] = "triton"
         self.names = load_text(self.source)
         self._name = kernel_name(program)
+        cells = scalar_slots(program)
+        self.reads_cells = any(program.inputs[name].users for name in cells)
+        written = {
+            name
+            for name, value in zip(key.rule.outputs, program.outputs, strict=True)
+            if value is not None
+        }
+        self.writes_cells = bool(written & cells)
+        self.writes_elements = bool(written - cells)
 
     def launch(
         self,
@@ -283,15 +295,18 @@ class TritonLaunch:
         """
         kernel = self.kernel
         with _on(self._device):
-            self._start_cells("_load_cells")
+            if kernel.reads_cells:
+                self._start_cells("_load_cells")
             for number in range(kernel.num_passes - 1):
                 self._derive()
                 self._read(number)
                 if between is not None:
                     between(number)
             self._derive()
-            self._write()
-            self._start_cells("_store_cells")
+            if kernel.writes_elements:
+                self._write()
+            if kernel.writes_cells:
+                self._start_cells("_store_cells")
 
     def _derive(self) -> None:
         scalars = self._tables[1]
@@ -299,8 +314,7 @@ class TritonLaunch:
             self.kernel.start("_derive", (int(scalars.shape[0]), 1), (scalars,))
 
     def _start_cells(self, suffix: str) -> None:
-        if has_cells(self.kernel.program):
-            self.kernel.start(suffix, (self.num_items, 1), (self._items, *self._tables))
+        self.kernel.start(suffix, (self.num_items, 1), (self._items, *self._tables))
 
     def _read(self, number: int) -> None:
         kernel, scalars = self.kernel, self._tables[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thalweg.compiler.reductions import CHUNK
 
-__all__ = ["Upload", "chunks_and_folds", "cut", "piece_length"]
+__all__ = ["Upload", "chunks_and_folds", "cut", "is_capturing", "piece_length"]
 
 Array = np.ndarray[Any, Any]
 
@@ -73,40 +73,43 @@ def chunks_and_folds(items: Array) -> tuple[Array, Array]:
     return chunks, np.stack([rows, first, last], axis=1).astype(np.int64)
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether work on a device is being recorded as a CUDA graph, not done.
+
+    Example:
+        >>> is_capturing(torch.device("cpu"))
+        False
+    """
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class Upload:
     """Copies a host table to its device table without waiting for the device.
 
     Page-locked buffers are used in turn; an event says when one is free again. What
     was on the device is overwritten in stream order, so kernels that are still to
-    run see what they were started with. It waits for an event, so it cannot be part of
-    a CUDA graph: call it before a replay.
+    run see what they were started with. Within a CUDA graph a copy has a buffer of its
+    own, which nothing else is ever written to: each replay copies the same values.
 
     Args:
-        table: The device table; it may be a part of the columns of a larger one.
+        table: The device table, contiguous.
         depth: Number of buffers: how many steps the host may be ahead.
 
     Example:
-        >>> table = torch.zeros(2, 3)
-        >>> Upload(table[:, :2])(torch.ones(2, 2))
+        >>> table = torch.zeros(2, 2)
+        >>> Upload(table)(torch.ones(2, 2))
         >>> table.tolist()
-        [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]
+        [[1.0, 1.0], [1.0, 1.0]]
     """
 
     def __init__(self, table: Tensor, depth: int = 3) -> None:
         self.table = table
         self._is_cuda = table.device.type == "cuda"
-        shape, kind = tuple(table.shape), table.dtype
-        count = depth if self._is_cuda else 0
-        self._buffers = [
-            torch.empty(shape, dtype=kind, pin_memory=True) for _ in range(count)
-        ]
-        self._events: list[torch.cuda.Event | None] = [None] * count
-        # A copy from host to device wants both sides contiguous.
-        self._staging = (
-            torch.empty(shape, dtype=kind, device=table.device)
-            if self._is_cuda and not table.is_contiguous()
-            else table
-        )
+        self._buffers = [self._buffer() for _ in range(depth if self._is_cuda else 0)]
+        self._events: list[torch.cuda.Event | None] = [None] * len(self._buffers)
+        # Made ahead, because page-locking memory does not belong into a capture.
+        self._spare = self._buffer() if self._is_cuda else None
+        self._captured: list[Tensor] = []
         self._next = 0
 
     def __call__(self, values: Tensor) -> None:
@@ -118,7 +121,13 @@ class Upload:
         """
         if not self._is_cuda:
             self.table.copy_(values)
-            return
+        elif is_capturing(self.table.device):
+            self._captured.append(self._take_spare().copy_(values))
+            self.table.copy_(self._captured[-1], non_blocking=True)
+        else:
+            self._copy_by_turns(values)
+
+    def _copy_by_turns(self, values: Tensor) -> None:
         turn = self._next
         self._next = (turn + 1) % len(self._buffers)
         event = self._events[turn]
@@ -127,7 +136,15 @@ class Upload:
         else:
             event.synchronize()
         self._buffers[turn].copy_(values)
-        self._staging.copy_(self._buffers[turn], non_blocking=True)
+        self.table.copy_(self._buffers[turn], non_blocking=True)
         event.record(torch.cuda.current_stream(self.table.device))
-        if self._staging is not self.table:
-            self.table.copy_(self._staging)
+        if self._spare is None:
+            self._spare = self._buffer()
+
+    def _take_spare(self) -> Tensor:
+        spare, self._spare = self._spare, None
+        return self._buffer() if spare is None else spare
+
+    def _buffer(self) -> Tensor:
+        kind = self.table.dtype
+        return torch.empty(tuple(self.table.shape), dtype=kind, pin_memory=True)

@@ -13,9 +13,12 @@ from torch.autograd.graph import increment_version
 
 from thalweg.compiler import Kernel, KernelKey, compile_rules, interpret, reads_shape
 from thalweg.errors import message
+from thalweg.step.device_fold import DeviceFold
+from thalweg.step.device_group import DeviceGroup, device_groups
+from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.group import Group, Member
 from thalweg.step.norms import SquaredNorms
-from thalweg.step.recognition import recognizer
+from thalweg.step.recognition import Recognition
 from thalweg.step.tensors import check_readable, check_writable, is_dense
 
 __all__ = ["Plan"]
@@ -39,6 +42,7 @@ class Plan:
 
     Attributes:
         variables: The variables, in the order of the gradients.
+        recognition: Tells quickly whether a step is like the one before.
 
     Making it checks every tensor, compiles what is missing and fills the tables;
     nothing is written. A later step over the same variables only writes pointers
@@ -70,17 +74,21 @@ class Plan:
         self._dtypes = [g.dtype for g in gradients]
         self._devices = [v.device for v in self.variables]
         on_cpu = [d.type == "cpu" for d in self._devices]
-        self._groups = _groups(members, gradients, on_cpu, owns_rows=owns_rows)
+        has_kernel = [d.type == "cpu" or has_device_kernels(d) for d in self._devices]
+        self._groups = [
+            *_groups(members, gradients, on_cpu, owns_rows=owns_rows),
+            *device_groups(members, gradients, owns_rows=owns_rows),
+        ]
+        self._folds: dict[object, DeviceFold] = {}
         self._is_plain = all(group.is_plain for group in self._groups)
         self._strides = [v.stride() for v in self.variables]
-        self._is_like = recognizer((*gradients, *self.variables))
+        self.recognition = Recognition(self.variables, gradients)
         self._lie_plain = self._are_plain(gradients)
-        self._recognized: Sequence[object] | None = None
         self._loaded: Loaded = (), {}
         self._norms: dict[bool, SquaredNorms] = {}
-        self._interpreted = [(i, m) for i, m in enumerate(members) if not on_cpu[i]]
+        self._interpreted = [(i, m) for i, m in enumerate(members) if not has_kernel[i]]
         self._written = [
-            t for i, m in enumerate(members) if on_cpu[i] for t in m.tensors
+            t for i, m in enumerate(members) if has_kernel[i] for t in m.tensors
         ]
 
     @staticmethod
@@ -93,23 +101,12 @@ class Plan:
     @staticmethod
     def can_fold(gradients: Sequence[object]) -> bool:
         """Whether `squared_norms` and `write_scales` can serve these gradients."""
-        return Plan.are_dense(gradients) and all(map(_is_cpu, gradients))
-
-    def recognizes(
-        self, variables: Sequence[object], gradients: Sequence[object]
-    ) -> bool:
-        """Whether these are the plan's variables, with gradients as they were.
-
-        Fast and strict: False asks `fits` for a closer look. Where the variables lie
-        is another question, see `is_in_place`.
-        """
-        known = self.variables
-        if len(known) != len(variables) or not all(map(is_, known, variables)):
+        if not Plan.are_dense(gradients):
             return False
-        if not self._is_like(*gradients, *variables):
-            return False
-        self._recognized = gradients
-        return True
+        devices = set(map(_device_of, gradients))
+        return all(map(_is_cpu, gradients)) or (
+            len(devices) <= 1 and all(map(has_device_kernels, devices))
+        )
 
     def is_in_place(self) -> bool:
         """Whether all variables lie where they did."""
@@ -139,8 +136,8 @@ class Plan:
             and self.is_in_place()
         )
         if fits:
-            self._is_like = recognizer((*gradients, *variables))
-            self._recognized = gradients
+            self.recognition.refresh(gradients)
+            self.recognition.gradients = gradients
             self._lie_plain = self._are_plain(gradients)
         return fits
 
@@ -158,7 +155,7 @@ class Plan:
             values: For each hyperparameter one number per setting.
         """
         self._loaded = gradients, values
-        is_known = gradients is self._recognized
+        is_known = gradients is self.recognition.gradients
         if self._lie_plain if is_known else self._are_plain(gradients):
             addresses = np.array(_addresses(gradients), dtype=np.int64)
             for group in self._groups:
@@ -188,10 +185,44 @@ class Plan:
         norms = self._norms[is_clipped]
         return norms(addresses, clipvalue, torch.get_num_threads())
 
-    def write_scales(self, scales: np.ndarray) -> None:
+    @property
+    def is_on_device(self) -> bool:
+        """Whether all variables are updated by kernels of one device."""
+        return len(set(self._devices)) == 1 and any(
+            isinstance(group, DeviceGroup) for group in self._groups
+        )
+
+    def gradient_addresses(self) -> np.ndarray:
+        """Where the gradients that were loaded begin."""
+        addresses = np.zeros(len(self.variables), dtype=np.int64)
+        for group in self._groups:
+            group.read_gradients(addresses)
+        return addresses
+
+    def device_fold(
+        self, clipvalue: float | None, clipnorm: float | None, common: float | None
+    ) -> DeviceFold:
+        """Norms and factors of the gradients on the device; made once."""
+        key = clipvalue is not None, clipnorm, common
+        if key not in self._folds:
+            self._folds[key] = DeviceFold(
+                self._loaded[0],
+                clips_values=key[0],
+                clipnorm=clipnorm,
+                global_clipnorm=common,
+            )
+        return self._folds[key]
+
+    def write_apply(self, applies: torch.Tensor) -> None:
+        """Let the device decide whether the next launches change anything."""
+        for group in self._groups:
+            if isinstance(group, DeviceGroup):
+                group.write_apply(applies)
+
+    def write_scales(self, scales: np.ndarray | torch.Tensor) -> None:
         """Set what each gradient is multiplied by, for rules that take it."""
         for group in self._groups:
-            group.write_scales(scales)
+            group.write_scales(scales)  # pyright: ignore[reportArgumentType] - tensors are for device groups
 
     def run(self) -> None:
         """Update all variables and slots with what was loaded."""
@@ -202,7 +233,7 @@ class Plan:
         increment_version(self._written)
         for position, member in self._interpreted:
             _interpret(member, gradients[position], values)
-        self._loaded, self._recognized = ((), {}), None
+        self._loaded, self.recognition.gradients = ((), {}), None
 
     @property
     def kernels(self) -> list[Kernel]:

@@ -1,8 +1,9 @@
-"""Recognizing the tensors of an earlier step, in one call for all of them."""
+"""Recognizing the tensors of an earlier step, without a Python frame for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ try:  # what torch.compile checks the inputs of a frame with; in C++, not public
 except ImportError:  # pragma: no cover - a torch that has moved it
     TensorGuards = None
 
-__all__ = ["recognizer"]
+__all__ = ["Recognition", "recognizer"]
 
 Recognizer = Callable[..., bool]
 
@@ -44,3 +45,43 @@ def recognizer(tensors: Sequence[torch.Tensor]) -> Recognizer:
 
 def _never(*_: torch.Tensor) -> bool:  # pragma: no cover
     return False
+
+
+class Recognition:
+    """The variables of a step, and what its gradients were like.
+
+    Attributes:
+        variables: The variables, in the order of the gradients.
+        gradients: The gradients recognized last, until they are forgotten.
+
+    Args:
+        variables: Plain tensors or parameters.
+        gradients: Dense gradients, one for each variable.
+    """
+
+    def __init__(
+        self, variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+    ) -> None:
+        self.variables = list(variables)
+        self.gradients: Sequence[object] | None = None
+        self.refresh(gradients)
+
+    def refresh(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Recognize tensors like these from now on."""
+        self._is_like = recognizer((*gradients, *self.variables))
+
+    def recognizes(
+        self, variables: Sequence[object], gradients: Sequence[object]
+    ) -> bool:
+        """Whether these are the variables, with gradients as they were.
+
+        Fast and strict: False asks for a closer look. Where the variables lie is
+        another question.
+        """
+        known = self.variables
+        if len(known) != len(variables) or not all(map(is_, known, variables)):
+            return False
+        if not self._is_like(*gradients, *variables):
+            return False
+        self.gradients = gradients
+        return True

@@ -85,7 +85,11 @@ class Transforms:
         """
         values = self._with_clipvalue(values, unscale)
         plan.load(gradients, values)
-        if self._has_norm or self.nonfinite != "off" or self.unscales:
+        transforms = self._has_norm or self.nonfinite != "off" or self.unscales
+        if transforms and plan.is_on_device:
+            if not self._fold_on_device(plan, gradients, unscale):
+                return False
+        elif transforms:
             squared = self._checked_norms(plan, gradients, unscale)
             if squared is None:
                 return False
@@ -93,6 +97,23 @@ class Transforms:
         if before_run is not None:
             before_run()
         plan.run()
+        return True
+
+    def _fold_on_device(
+        self, plan: Plan, gradients: Sequence[torch.Tensor], unscale: float
+    ) -> bool:
+        """Check and clip there; only a check waits for the device."""
+        fold = plan.device_fold(self.clipvalue, self.clipnorm, self.global_clipnorm)
+        addresses, is_checked = plan.gradient_addresses(), self.nonfinite != "off"
+        if is_checked and not bool(fold.check(addresses, gradients)):
+            if self.nonfinite == "skip":
+                return False
+            pairs = zip(plan.variables, gradients, strict=True)
+            refuse_nonfinite([v for v, g in pairs if not bool(torch.isfinite(g).all())])
+        if GRADIENT_SCALE in self.columns:
+            plan.write_scales(
+                fold.scales(addresses, self.clipvalue, unscale, is_checked=is_checked)
+            )
         return True
 
     def _with_clipvalue(

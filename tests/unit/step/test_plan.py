@@ -80,5 +80,5 @@ def test_gradients_of_another_order_are_replayed() -> None:
 def test_the_plan_keeps_no_gradient() -> None:
     _, optimizer = train()
     assert optimizer._plan is not None
-    assert optimizer._plan._recognized is None
+    assert optimizer._plan.recognition.gradients is None
     assert optimizer._plan._loaded == ((), {})
