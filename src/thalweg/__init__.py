@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         distribute,
         errors,
         gradients,
+        interop,
+        optim,
         optimizers,
         raw_ops,
         state,
@@ -27,13 +29,14 @@ if TYPE_CHECKING:
         testing,
         training,
     )
-    from thalweg.checkpoint import Checkpoint
+    from thalweg.checkpoint import Checkpoint, CheckpointManager, RandomState
     from thalweg.gradients import (
         GradientTape,
         UnconnectedGradients,
         custom_gradient,
         stop_gradient,
     )
+    from thalweg.interop import as_torch
     from thalweg.optimizers import (
         Flag,
         Hyper,
@@ -63,13 +66,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "checkpoint": ("Checkpoint",),
+    "checkpoint": ("Checkpoint", "CheckpointManager", "RandomState"),
     "gradients": (
         "GradientTape",
         "UnconnectedGradients",
         "custom_gradient",
         "stop_gradient",
     ),
+    "interop": ("as_torch",),
     "optimizers": (
         "Flag",
         "Hyper",
@@ -97,6 +101,8 @@ _MODULES = {
             "distribute",
             "errors",
             "gradients",
+            "interop",
+            "optim",
             "optimizers",
             "raw_ops",
             "state",
@@ -132,6 +138,9 @@ __all__ = [
     "Layer",
     "Model",
     "Checkpoint",
+    "CheckpointManager",
+    "RandomState",
+    "as_torch",
     "callbacks",
     "checkpoint",
     "data_adapter",
@@ -139,7 +148,9 @@ __all__ = [
     "errors",
     "gradients",
     "losses",
+    "interop",
     "metrics",
+    "optim",
     "optimizers",
     "raw_op",
     "raw_ops",

@@ -233,6 +233,10 @@ class Plan:
         increment_version(self._written)
         for position, member in self._interpreted:
             _interpret(member, gradients[position], values)
+        self.unload()
+
+    def unload(self) -> None:
+        """Forget the gradients, after a step or instead of it."""
         self._loaded, self.recognition.gradients = ((), {}), None
 
     @property

@@ -83,20 +83,29 @@ class Transforms:
             FloatingPointError: If ``nonfinite`` is ``"error"`` and a gradient has an
                 inf or NaN; nothing is written then.
         """
-        values = self._with_clipvalue(values, unscale)
-        plan.load(gradients, values)
-        transforms = self._has_norm or self.nonfinite != "off" or self.unscales
-        if transforms and plan.is_on_device:
-            if not self._fold_on_device(plan, gradients, unscale):
+        plan.load(gradients, self._with_clipvalue(values, unscale))
+        try:
+            if not self._prepare(plan, gradients, unscale):
                 return False
-        elif transforms:
-            squared = self._checked_norms(plan, gradients, unscale)
-            if squared is None:
-                return False
-            self._write_scales(plan, squared, unscale)
-        if before_run is not None:
-            before_run()
-        plan.run()
+            if before_run is not None:
+                before_run()
+            plan.run()
+        finally:
+            plan.unload()
+        return True
+
+    def _prepare(
+        self, plan: Plan, gradients: Sequence[torch.Tensor], unscale: float
+    ) -> bool:
+        """Check what was loaded and write its factors; False to leave the step out."""
+        if not (self._has_norm or self.nonfinite != "off" or self.unscales):
+            return True
+        if plan.is_on_device:
+            return self._fold_on_device(plan, gradients, unscale)
+        squared = self._checked_norms(plan, gradients, unscale)
+        if squared is None:
+            return False
+        self._write_scales(plan, squared, unscale)
         return True
 
     def _fold_on_device(

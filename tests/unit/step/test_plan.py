@@ -77,8 +77,12 @@ def test_gradients_of_another_order_are_replayed() -> None:
     assert torch.equal(weight.detach(), -3 * gradient)
 
 
-def test_the_plan_keeps_no_gradient() -> None:
-    _, optimizer = train()
+@pytest.mark.parametrize("last", [1.0, float("nan")])
+def test_the_plan_keeps_no_gradient(last: float) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = tw.optimizers.Adam(nonfinite="skip")
+    for value in (1.0, 1.0, last):
+        optimizer.apply_gradients([(torch.full((2,), value), weight)])
     assert optimizer._plan is not None
     assert optimizer._plan.recognition.gradients is None
     assert optimizer._plan._loaded == ((), {})

@@ -1,0 +1,142 @@
+"""What a parameter needs for its first step: slots, counters, its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from thalweg.distribute import is_distributed, local_tensor
+from thalweg.errors import describe, message
+from thalweg.optim.counters import Counters
+from thalweg.optim.formula import Formula, Slot
+from thalweg.state import name_of
+from thalweg.step import Member
+
+if TYPE_CHECKING:
+    from thalweg.optim.optimizer import DropIn
+
+__all__ = ["Draft"]
+
+
+@dataclass
+class Draft:
+    """The state a parameter will have; nothing of it is in force until `commit`.
+
+    Attributes:
+        position: Number of the parameter among all.
+        parameter: The parameter.
+        group: Its group.
+        formula: What the group asks for.
+        state: Its state with what was missing added.
+        is_new: Whether slots were missing.
+    """
+
+    position: int
+    parameter: torch.Tensor
+    group: Mapping[str, Any]
+    formula: Formula
+    state: dict[str, Any]
+    is_new: bool = False
+
+    def complete(self, optimizer: DropIn, counters: Counters) -> None:
+        """Add missing slots and counters.
+
+        What follows from an option, such as the learning rate, is set anew as long as
+        no step was taken: a checkpoint made before may have been made at rate 0.
+        """
+        started = "step" in self.state and float(self.state["step"]) > 0
+        for slot in self.formula.all_slots:
+            follows = isinstance(slot.initial, str) and optimizer.counts_in_state
+            if slot.key not in self.state:
+                self.is_new = True
+            elif started or not follows:
+                continue
+            self.state[slot.key] = self._new_slot(optimizer, slot)
+        if not optimizer.counts_in_state:
+            counters["step"][self.position] = 0.0 if self.is_new else 1.0
+            return
+        initial = optimizer.counters
+        for name, value in initial.items():
+            if isinstance(value, str) and not started:
+                self.state.pop(name, None)
+        first = {n: self._number(value) for n, value in initial.items()}
+        counters.adopt(self.position, self.state, first)
+
+    def _number(self, initial: float | str) -> float:
+        return float(self.group[initial] if isinstance(initial, str) else initial)
+
+    def _new_slot(self, optimizer: DropIn, slot: Slot) -> torch.Tensor:
+        parameter = self.parameter.detach()
+        dtype = optimizer._options.dtype_of(slot.key, parameter.dtype)
+        if slot.initial == "var":
+            return torch.empty_like(parameter, dtype=dtype).copy_(parameter)
+        value = self._number(slot.initial)
+        if slot.layout == "row" and parameter.ndim > 1:
+            shape = (parameter.shape[0],) + (1,) * (parameter.ndim - 1)
+            return torch.full(shape, value, dtype=dtype, device=parameter.device)
+        return torch.full_like(parameter, value, dtype=dtype)
+
+    def commit(self, optimizer: DropIn) -> None:
+        """Put the state in force."""
+        if self.state:
+            optimizer.state[self.parameter].update(self.state)
+
+    def is_probe(self, gradient: torch.Tensor) -> bool:
+        """Whether this may be somebody who only wants the state to exist.
+
+        `torch.distributed.checkpoint` takes a step with zero gradients at rate 0. Such
+        a step makes slots, and neither counts nor changes anything.
+        """
+        rate, slots = self.group.get("lr"), self.formula.all_slots
+        return rate == 0 and (self.is_new or not slots) and not bool(gradient.any())
+
+    def member(self, optimizer: DropIn, setting: int) -> Member:
+        """The parameter and its slots, as a plan takes them.
+
+        Args:
+            optimizer: Whose rule it is.
+            setting: Row of its numbers.
+
+        Raises:
+            ValueError: If a slot has another shape than it must.
+            NotImplementedError: If the rule reads a whole parameter, which is sharded.
+        """
+        where, parameter = type(optimizer).__name__, self.parameter
+        if optimizer.needs_all_rows and is_distributed(parameter):
+            raise NotImplementedError(
+                message(
+                    f"{where}: {name_of(parameter, 'a parameter')}",
+                    "a whole parameter, whose norm the formula reads",
+                    "a sharded one",
+                    "Shard other parameters, or use AdamW.",
+                )
+            )
+        slots = self.formula.all_slots
+        for slot in slots:
+            self._check_slot(where, slot)
+        layouts = tuple(s.layout if parameter.ndim > 1 else "like" for s in slots)
+        tensors = (parameter, *(self.state[slot.key] for slot in slots))
+        return Member(
+            self.formula.bind(optimizer.shape_flags(parameter.shape)),
+            tuple(local_tensor(t) for t in tensors),
+            layouts if "row" in layouts else (),
+            setting,
+        )
+
+    def _check_slot(self, where: str, slot: Slot) -> None:
+        value, shape = self.state[slot.key], tuple(self.parameter.shape)
+        if slot.layout == "row" and len(shape) > 1:
+            shape = shape[:1] + (1,) * (len(shape) - 1)
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
+            name = name_of(self.parameter, "a parameter")
+            raise ValueError(
+                message(
+                    f"{where}: state {slot.key!r} of {name}",
+                    f"a tensor of shape {shape}",
+                    describe(value),
+                    "Delete the parameter's state, or load one that fits.",
+                )
+            )

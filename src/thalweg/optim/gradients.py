@@ -1,0 +1,122 @@
+"""Gradients as a step takes them: sorted, local, and clipped where no pass can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any, NamedTuple
+
+import torch
+
+from thalweg.distribute import all_reduce, is_distributed, local_tensor
+from thalweg.gradients import clip_by_global_norm
+from thalweg.optim.options import NO_TRANSFORMS, Options
+from thalweg.optim.roster import Kinds
+from thalweg.state import IndexedSlices, as_gradient
+from thalweg.step import Plan, Transforms, refuse_nonfinite
+
+__all__ = ["Resolved", "resolve"]
+
+
+class Resolved(NamedTuple):
+    """The gradients of a step.
+
+    Attributes:
+        kinds: See `Kinds`.
+        dense: Local dense gradients, in the order of the parameters that have one.
+        rows: Sparse gradients in that order.
+        transforms: What is left to do in the step's own pass.
+        is_recognized: Whether the last plan knows parameters and gradients.
+    """
+
+    kinds: Kinds
+    dense: Sequence[torch.Tensor]
+    rows: Sequence[IndexedSlices]
+    transforms: Transforms
+    is_recognized: bool = False
+
+
+def resolve(
+    gradients: list[Any],
+    kinds: Kinds,
+    parameters: Sequence[torch.Tensor],
+    options: Options,
+    *,
+    needs_all_rows: bool,
+) -> Resolved | None:
+    """Sort gradients, and make sparse ones what the rule needs.
+
+    Args:
+        gradients: What is in ``.grad``, for each parameter.
+        kinds: What they are.
+        parameters: The parameters.
+        options: Clips, checks, and the policy for sparse gradients.
+        needs_all_rows: Whether the rule reads a whole parameter.
+
+    Returns:
+        The gradients, or None if the step is left out.
+
+    Raises:
+        FloatingPointError: If a gradient has an inf or NaN and that is an error.
+    """
+    transforms = options.transforms
+    if kinds is not None and 2 in kinds:
+        is_exact = needs_all_rows or options.sparse_update == "exact"
+        gradients, kinds = _without_coo(gradients, kinds, is_exact=is_exact)
+    present = gradients if kinds is None else list(compress(gradients, kinds))
+    if transforms is not NO_TRANSFORMS and not Plan.can_fold(present):
+        chosen = parameters if kinds is None else list(compress(parameters, kinds))
+        if not _are_finite(present, chosen, options):
+            return None
+        present = _clipped(present, chosen, options)
+        transforms = NO_TRANSFORMS
+    rows = [g for g in present if isinstance(g, IndexedSlices)]
+    dense = [local_tensor(g) for g in present if not isinstance(g, IndexedSlices)]
+    return Resolved(kinds, dense, rows, transforms)
+
+
+def _without_coo(
+    gradients: list[Any], kinds: tuple[int, ...], *, is_exact: bool
+) -> tuple[list[Any], tuple[int, ...]]:
+    """Sparse gradients as checked rows, or as dense tensors with zero rows."""
+    new, sorts = list(gradients), list(kinds)
+    for i, kind in enumerate(kinds):
+        if kind == 2:
+            gradient = gradients[i].detach()
+            is_rows = gradient.layout == torch.sparse_coo and gradient.sparse_dim() == 1
+            if is_exact or not is_rows:
+                new[i], sorts[i] = gradient.to_dense(), 1
+            else:
+                new[i] = as_gradient(gradient)
+                new[i].check_bounds()
+    return new, tuple(sorts)
+
+
+def _are_finite(
+    gradients: Sequence[Any], parameters: Sequence[torch.Tensor], options: Options
+) -> bool:
+    """Whether the step may be taken; every rank of a sharded model says the same."""
+    if options.nonfinite == "off" or not gradients:
+        return True
+    values = [g.values if isinstance(g, IndexedSlices) else g for g in gradients]
+    flags = [torch.isfinite(local_tensor(v)).all().logical_not() for v in values]
+    bad = torch.stack([flag.to(flags[0].device) for flag in flags])
+    if any(map(is_distributed, values)):
+        bad = all_reduce(bad.to(torch.int32), "sum") > 0
+    found = list(compress(parameters, bad.tolist()))
+    if found and options.nonfinite == "error":
+        refuse_nonfinite(found)
+    return not found
+
+
+def _clipped(
+    gradients: Sequence[Any], parameters: Sequence[torch.Tensor], options: Options
+) -> list[Any]:
+    if options.max_grad_norm is None:
+        return list(gradients)
+    # The norm is that of the gradient, not of the parts that duplicates come in.
+    whole = [
+        g.sum_duplicates() if isinstance(g, IndexedSlices) else g for g in gradients
+    ]
+    pairs = list(zip(whole, parameters, strict=True))
+    return [g for g, _ in clip_by_global_norm(pairs, options.max_grad_norm)]

@@ -1,0 +1,60 @@
+"""What parameter groups of several optimizers hold alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from thalweg.errors import message
+
+__all__ = ["adam_numbers", "check_not_negative", "coupled", "decoupled"]
+
+
+def adam_numbers(group: Mapping[str, Any]) -> tuple[float, ...]:
+    """Rate, both betas, epsilon and weight decay of a group."""
+    beta1, beta2 = group["betas"]
+    return (
+        float(group["lr"]),
+        float(beta1),
+        float(beta2),
+        float(group["eps"]),
+        float(group["weight_decay"]),
+    )
+
+
+def coupled(group: Mapping[str, Any]) -> str:
+    """The kind of weight decay of a group that has an L2 penalty."""
+    return "coupled" if group["weight_decay"] != 0 else ""
+
+
+def decoupled(group: Mapping[str, Any]) -> str:
+    """The kind of a group whose weight decay shrinks, or is a penalty, as it says."""
+    if group["weight_decay"] == 0:
+        return ""
+    return "decoupled" if group.get("decoupled_weight_decay", True) else "coupled"
+
+
+def check_not_negative(defaults: Mapping[str, Any]) -> None:
+    """Refuse numbers below 0, in the words of torch.
+
+    Args:
+        defaults: Options by name; ``betas`` must be below 1, too.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    words = {"lr": "learning rate", "eps": "epsilon value"}
+    for name, value in defaults.items():
+        if name == "betas":
+            for i, beta in enumerate(value):
+                if not 0 <= beta < 1:
+                    _refuse(f"beta parameter at index {i}", beta, "a number in [0, 1)")
+        elif name == "lr" and getattr(value, "numel", lambda: 1)() != 1:
+            raise ValueError("Tensor lr must be 1-element. Pass a number.")
+        elif not value >= 0:
+            _refuse(words.get(name, f"{name} value"), value, "a number >= 0")
+
+
+def _refuse(what: str, value: Any, expected: str) -> None:
+    where = f"Invalid {what}: {value}"
+    raise ValueError(message(where, expected, repr(value), "Pass one."))

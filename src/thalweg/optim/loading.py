@@ -1,0 +1,247 @@
+"""Loading state dicts: parameters matched by name or position, nothing cast."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from thalweg.distribute import is_distributed
+from thalweg.errors import message
+from thalweg.state import canonical_name
+
+if TYPE_CHECKING:
+    from thalweg.optim.optimizer import DropIn
+
+__all__ = ["load_state", "plain_groups"]
+
+_OWN_KEYS = ("params", "param_names")
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Parameters by their saved ids, and the groups as they will be."""
+
+    parameters: dict[Any, torch.Tensor]
+    groups: list[dict[str, Any]]
+
+
+def load_state(optimizer: DropIn, state_dict: dict[str, Any], *, strict: bool) -> None:
+    """Load a state dict.
+
+    Args:
+        optimizer: Into which.
+        state_dict: In torch's form, of this or torch's optimizer.
+        strict: Whether names must be the same on both sides.
+
+    Raises:
+        ValueError: If something does not fit; nothing is changed then.
+    """
+    saved = state_dict.copy()
+    for hook in list(optimizer._optimizer_load_state_dict_pre_hooks.values()):
+        changed = hook(optimizer, saved)
+        saved = saved if changed is None else changed
+    match = _match(optimizer, copy.deepcopy(saved["param_groups"]), strict=strict)
+    _check_shapes(optimizer, saved["state"], match)
+    state = _copied(optimizer, saved["state"], match)
+    # In place: a wrapper of some trainer has these objects of the optimizer in it.
+    optimizer.state.clear()
+    optimizer.state.update(state)
+    optimizer.param_groups[:] = match.groups
+    optimizer.__setstate__({})
+    for hook in list(optimizer._optimizer_load_state_dict_post_hooks.values()):
+        hook(optimizer)
+
+
+def plain_groups(saved: Mapping[str, Any]) -> None:
+    """Turn NumPy numbers among the options into Python's, which load safely."""
+    for group in saved["param_groups"]:
+        for name, value in group.items():
+            if isinstance(value, np.generic):
+                group[name] = value.item()
+
+
+# -- which parameter is which -------------------------------------------------
+
+
+def _match(optimizer: DropIn, saved: list[dict[str, Any]], *, strict: bool) -> _Match:
+    own = optimizer.param_groups
+    named = _are_named(own), _are_named(saved)
+    if all(named):
+        return _match_by_name(type(optimizer).__name__, own, saved, strict=strict)
+    if any(named):
+        warnings.warn(
+            f"{type(optimizer).__name__}.load_state_dict: only "
+            f"{'the optimizer' if named[0] else 'the state dict'} has parameter names; "
+            "parameters are matched by position.",
+            stacklevel=5,
+        )
+    return _match_by_position(type(optimizer).__name__, own, saved)
+
+
+def _are_named(groups: Sequence[Mapping[str, Any]]) -> bool:
+    return all(
+        isinstance(names := group.get("param_names"), (list, tuple))
+        and len(names) == len(group["params"])
+        for group in groups
+    )
+
+
+def _match_by_position(
+    where: str, own: list[dict[str, Any]], saved: list[dict[str, Any]]
+) -> _Match:
+    advice = "Make the groups as they were, or name the parameters on both sides."
+    if len(own) != len(saved):
+        problem = "loaded state dict has a different number of parameter groups"
+        got = message(where, f"{len(own)} groups", f"{len(saved)}", advice)
+        raise ValueError(f"{problem}. {got}")
+    sizes = [len(g["params"]) for g in own], [len(g["params"]) for g in saved]
+    if sizes[0] != sizes[1]:
+        problem = (
+            "loaded state dict contains a parameter group that doesn't match the size "
+            "of optimizer's group"
+        )
+        raise ValueError(
+            f"{problem}. {message(where, f'{sizes[0]}', f'{sizes[1]}', advice)}"
+        )
+    groups = [_merged(g, s) for g, s in zip(own, saved, strict=True)]
+    for group, theirs in zip(groups, saved, strict=True):
+        if "param_names" in theirs:
+            group["param_names"] = theirs["param_names"]
+    pairs = zip(own, saved, strict=True)
+    found = {
+        key: parameter
+        for group, theirs in pairs
+        for key, parameter in zip(theirs["params"], group["params"], strict=True)
+    }
+    return _Match(found, groups)
+
+
+def _match_by_name(
+    where: str,
+    own: list[dict[str, Any]],
+    saved: list[dict[str, Any]],
+    *,
+    strict: bool,
+) -> _Match:
+    known = _by_name(saved)
+    wanted = _by_name(own)
+    missing = [name for name in wanted if name not in known]
+    unexpected = [name for name in known if name not in wanted]
+    if strict and (missing or unexpected):
+        raise ValueError(
+            message(
+                f"{where}.load_state_dict",
+                "the names of the optimizer's parameters",
+                f"missing {missing}, unexpected {unexpected}",
+                "Pass strict=False to load those that are in both.",
+            )
+        )
+    groups = []
+    for group in own:
+        names = [canonical_name(name) for name in group["param_names"]]
+        sources = {known[name][0] for name in names if name in known}
+        same = len(sources) == 1
+        groups.append(_merged(group, saved[sources.pop()] if same else {}))
+    found = {known[name][1]: p for name, (_, p) in wanted.items() if name in known}
+    return _Match(found, groups)
+
+
+def _by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Any]]:
+    """Names to group number and what stands in ``"params"``."""
+    return {
+        canonical_name(name): (number, parameter)
+        for number, group in enumerate(groups)
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }
+
+
+def _merged(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A group with its parameters and the saved options."""
+    options = {name: value for name, value in saved.items() if name not in _OWN_KEYS}
+    return {**own, **options}
+
+
+# -- values -------------------------------------------------------------------
+
+
+def _check_shapes(optimizer: DropIn, saved: Mapping[Any, Any], match: _Match) -> None:
+    problems = [
+        f"{key!r} of parameter {number!r}: {tuple(value.shape)} for "
+        f"{tuple(parameter.shape)}"
+        for number, parameter in match.parameters.items()
+        for key, value in _entries(saved.get(number))
+        if isinstance(value, torch.Tensor) and not _fits(value, parameter)
+    ]
+    if problems:
+        raise ValueError(
+            message(
+                f"{type(optimizer).__name__}.load_state_dict",
+                "tensors of their parameters' shapes",
+                "; ".join(problems),
+                "Load it into an optimizer of the same parameters.",
+            )
+        )
+
+
+def _entries(state: Any) -> list[tuple[Any, Any]]:
+    return list(state.items()) if isinstance(state, Mapping) else []
+
+
+def _fits(value: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """Whether it has the parameter's shape, one number a row, or one at all."""
+    shape = tuple(parameter.shape)
+    rows = shape[:1] + (1,) * (len(shape) - 1)
+    return value.numel() == 1 or tuple(value.shape) in (shape, rows)
+
+
+def _copied(optimizer: DropIn, saved: Mapping[Any, Any], match: _Match) -> Any:
+    """The new state; tensors that fit are filled, so that no second set is made."""
+    held = {
+        id(value)
+        for own in optimizer.state.values()
+        for _, value in _entries(own)
+        if isinstance(value, torch.Tensor)
+    }
+    taken = (v for own in saved.values() for _, v in _entries(own))
+    in_place = not any(id(value) in held for value in taken)
+    state: defaultdict[Any, Any] = defaultdict(dict)
+    for number, own in saved.items():
+        parameter = match.parameters.get(number)
+        if parameter is None:
+            # State of no parameter is kept as it is; that of a dropped one is not.
+            if not isinstance(number, (int, str)):
+                state[number] = own
+            continue
+        old = optimizer.state.get(parameter, {}) if in_place else {}
+        state[parameter] = {
+            key: _value(optimizer, parameter, key, value, old.get(key))
+            for key, value in _entries(own)
+            if value is not None
+        }
+    return state
+
+
+@torch.no_grad()
+def _value(
+    optimizer: DropIn, parameter: torch.Tensor, key: str, value: Any, old: Any
+) -> Any:
+    if key in optimizer.counters and optimizer.counts_in_state:
+        return torch.tensor(float(value), dtype=torch.float64)
+    if not isinstance(value, torch.Tensor):
+        return copy.deepcopy(value)
+    fits = isinstance(old, torch.Tensor) and old.device == parameter.device
+    if fits and (old.shape, old.dtype) == (value.shape, value.dtype):
+        return old.copy_(value)
+    if value.shape == parameter.shape and is_distributed(value) == is_distributed(
+        parameter
+    ):
+        like = parameter.detach()
+        return torch.empty_like(like, dtype=value.dtype).copy_(value)
+    return value.detach().to(parameter.device, copy=True)

@@ -1,0 +1,367 @@
+"""The base of torch's optimizers over the rules of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from typing_extensions import override
+
+from thalweg.errors import describe, message
+from thalweg.optim.formula import Formula
+from thalweg.optim.loading import load_state, plain_groups
+from thalweg.optim.options import Extras, Options
+from thalweg.optim.stepping import Stepper
+from thalweg.state import name_of
+from thalweg.step import EMA, EMA_MOMENTUM
+
+__all__ = ["DropIn", "parameters_of"]
+
+
+# torch.compile leaves these to Python: its graph breaks before and goes on behind them.
+# As in torch.optim; `torch.compiler.disable` would load the compiler at import.
+_leave_to_python: Any = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+_run: Callable[..., bool] = _leave_to_python(Stepper.run)
+_load: Callable[..., None] = _leave_to_python(load_state)
+
+
+def parameters_of(parameters: Any) -> Any:
+    """What torch's constructor takes: a module becomes its named parameters."""
+    if isinstance(parameters, torch.nn.Module):
+        return list(parameters.named_parameters())
+    return parameters
+
+
+@dataclass
+class Status:
+    """What a step or scope leaves behind, changed in place.
+
+    Attributes:
+        is_applied: Whether the last step was taken.
+        is_averaged: Whether parameters hold their averages.
+    """
+
+    is_applied: bool = True
+    is_averaged: bool = False
+
+
+class DropIn(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose step is one pass of compiled rules.
+
+    A subclass says which numbers and choices a parameter group holds, and which
+    `Formula` they ask for; constructor and defaults are torch's. State is kept in
+    ``state[parameter]`` under torch's keys, one step count for each parameter.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+    counters: ClassVar[dict[str, float | str]] = {"step": 0.0}
+    """Numbers of each parameter with their first values, or the option that is it."""
+    counts_in_state: ClassVar[bool] = True
+    needs_all_rows: ClassVar[bool] = False
+    """Whether the rule reads a whole parameter at once."""
+    # Of the instance alone: trainers make subclasses that never ran a constructor, and
+    # fetch what these lack from the optimizer they wrap.
+    _options: Options
+    _status: Status
+
+    # -- what a subclass says -------------------------------------------------
+
+    def numbers(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """The numbers of a parameter group, in the order of `columns`."""
+        raise NotImplementedError
+
+    def choices(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What chooses the formula of a group: options that are no numbers."""
+        raise NotImplementedError
+
+    def formula(self, choices: tuple[Any, ...]) -> Formula:
+        """The formula for some choices."""
+        raise NotImplementedError
+
+    def shape_flags(self, shape: torch.Size) -> tuple[tuple[str, bool], ...]:
+        """Flags of the rule that follow from a parameter's shape; usually none."""
+        del shape
+        return ()
+
+    def next_counters(
+        self, values: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """The counters after a step.
+
+        Args:
+            values: The numbers of the step; ``step`` counts it, other counters are as
+                they were before.
+
+        Returns:
+            For each counter one number per row.
+        """
+        return {"step": values["step"]}
+
+    def is_built_ahead(self, group: Mapping[str, Any]) -> bool:
+        """Whether slots made before the first step change nothing in it."""
+        del group
+        return True
+
+    # -- construction ---------------------------------------------------------
+
+    def _take(self, extras: Extras) -> None:
+        """Check the keywords beside torch's; a constructor does so first."""
+        self._options = Options.checked(type(self).__name__, extras)
+        self._status = Status()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # A GradScaler would hand over scale and verdict, and call `step` for skipped
+        # steps, too: trainers then count them. It unscales and skips by itself.
+        return False
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        del value  # torch's constructors set it where `fused` is given
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters.
+
+        Args:
+            param_group: ``"params"``, a tensor, an iterable of tensors or (name,
+                tensor) pairs, or a module; and options that differ from the defaults.
+
+        Raises:
+            TypeError: If a parameter is no tensor, or not floating.
+            ValueError: If a parameter is in another group, no leaf, or complex.
+            NotImplementedError: If the group asks for ``differentiable``.
+        """
+        if not hasattr(self, "_options"):
+            self._take({})
+        if isinstance(param_group, dict) and "params" in param_group:
+            param_group["params"] = parameters_of(param_group["params"])
+        super().add_param_group(param_group)
+        try:
+            _check_group(type(self).__name__, self.param_groups[-1])
+        except (TypeError, ValueError, NotImplementedError):
+            self.param_groups.pop()
+            raise
+
+    # -- steps ----------------------------------------------------------------
+
+    @override
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], Any] | None = None
+    ) -> Any:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: Computes loss and gradients anew; called once, with gradients
+                enabled, before they are read.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            FloatingPointError: If ``nonfinite="error"`` and a gradient has an inf or
+                NaN; nothing is changed then.
+            RuntimeError: Inside `ema_scope`.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_in_scope("a step")
+        stepper = self.__dict__.get("_stepper")
+        if stepper is None:
+            stepper = self.__dict__["_stepper"] = Stepper()
+        self._status.is_applied = _run(stepper, self)
+        return loss
+
+    @property
+    def last_step_applied(self) -> bool:
+        """Whether the last step was taken: ``nonfinite="skip"`` leaves some out."""
+        return self._status.is_applied
+
+    def settings(self) -> list[tuple[tuple[float, ...], tuple[Any, ...]]]:
+        """Numbers and choices in force, group by group."""
+        decay = self._options.ema_decay
+        added = () if decay is None else (decay,)
+        return [(self.numbers(g) + added, self.choices(g)) for g in self.param_groups]
+
+    def all_columns(self) -> tuple[str, ...]:
+        """Names of the numbers in `settings`."""
+        averages = () if self._options.ema_decay is None else (EMA_MOMENTUM,)
+        return self.columns + averages
+
+    def full_formula(self, choices: tuple[Any, ...], *, folds: bool) -> Formula:
+        """The formula for some choices, with the average and folded clips.
+
+        Args:
+            choices: Choices of a group.
+            folds: Whether gradients are clipped in the same pass.
+        """
+        clips = self._options.transforms.columns if folds else ()
+        averages = () if self._options.ema_decay is None else (EMA_MOMENTUM,)
+        return replace(self.formula(choices), extras=clips + averages)
+
+    # -- averages -------------------------------------------------------------
+
+    @contextmanager
+    def ema_scope(self) -> Iterator[None]:
+        """Put the averages into the parameters, for evaluation.
+
+        Inside, every parameter that has been updated holds its average; afterwards,
+        also after an exception, the trained values are back, to the bit. Steps and
+        `state_dict` are refused inside.
+
+        Raises:
+            RuntimeError: If the optimizer was made without ``ema_decay``, or is in
+                this scope already.
+
+        Example:
+            >>> from thalweg.optim import SGD
+            >>> weight = torch.nn.Parameter(torch.ones(1))
+            >>> optimizer = SGD([weight], lr=1.0, ema_decay=0.5)
+            >>> for _ in range(2):
+            ...     weight.grad = torch.ones(1)
+            ...     optimizer.step()
+            >>> with optimizer.ema_scope():
+            ...     print(weight.item())
+            -0.25
+            >>> weight.item()
+            -1.0
+        """
+        if self._options.ema_decay is None:
+            raise RuntimeError(
+                message(
+                    f"{type(self).__name__}.ema_scope",
+                    "an optimizer that keeps averages",
+                    "one without",
+                    "Make it with ema_decay=0.999.",
+                )
+            )
+        self._refuse_in_scope("another ema_scope()")
+        held = [(p, s[EMA]) for p, s in self.state.items() if EMA in s]
+        trained = [p.detach().clone() for p, _ in held]
+        self._status.is_averaged = True
+        try:
+            with torch.no_grad():
+                for parameter, average in held:
+                    parameter.copy_(average)
+            yield
+        finally:
+            with torch.no_grad():
+                for (parameter, _), value in zip(held, trained, strict=True):
+                    parameter.copy_(value)
+            self._status.is_averaged = False
+
+    def _refuse_in_scope(self, what: str) -> None:
+        if self._status.is_averaged:
+            raise RuntimeError(
+                message(
+                    type(self).__name__,
+                    f"{what} outside ema_scope()",
+                    "it inside, where parameters hold their averages",
+                    "Leave the scope first.",
+                )
+            )
+
+    # -- saving and loading ---------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The state by parameter index, in torch's form, of plain values only.
+
+        Returns:
+            ``{"state": {index: {key: value}}, "param_groups": [...]}``; groups made of
+            named parameters have ``"param_names"``.
+        """
+        self._refuse_in_scope("saving")
+        saved = super().state_dict()
+        plain_groups(saved)
+        return saved
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+        """Load what `state_dict` of this or torch's optimizer gave.
+
+        Where both sides have ``param_names``, parameters are found by name, in any
+        order and grouping; otherwise by position, as torch does. No tensor is cast.
+
+        Args:
+            state_dict: The saved state; it is copied.
+            strict: Whether every parameter must be in it and the other way round;
+                matters only where both sides have names.
+
+        Raises:
+            ValueError: If groups, names or shapes do not fit; nothing is changed then.
+        """
+        self._refuse_in_scope("loading")
+        _load(self, state_dict, strict=strict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_in_scope("copying")
+        # Counters are cells of one table; each would be pickled with all of it.
+        state = {
+            p: {k: _apart(v) for k, v in own.items()} if isinstance(own, dict) else own
+            for p, own in self.state.items()
+        }
+        held = type(self.state)(dict, state)
+        kept = {"_options": self._options, "_status": self._status}
+        return {**super().__getstate__(), "state": held, **kept}
+
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.pop("_stepper", None)
+
+    def share_memory(self) -> None:
+        """Move the state of all parameters into shared memory."""
+        for own in self.state.values():
+            for value in own.values():
+                if isinstance(value, torch.Tensor):
+                    value.share_memory_()
+
+
+def _apart(value: Any) -> Any:
+    """A number with storage of its own; other state as it is."""
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        return value.clone()
+    return value
+
+
+def _check_group(where: str, group: Mapping[str, Any]) -> None:
+    for parameter in group["params"]:
+        if parameter.is_complex():
+            raise ValueError(
+                message(
+                    f"{where} does not support complex parameters",
+                    "floating ones",
+                    _described(parameter),
+                    "Optimize torch.view_as_real(parameter) instead.",
+                )
+            )
+        if not parameter.is_floating_point():
+            raise TypeError(
+                message(
+                    where,
+                    "floating parameters",
+                    _described(parameter),
+                    "Leave it out of the groups.",
+                )
+            )
+    if group.get("differentiable"):
+        raise NotImplementedError(
+            message(
+                where,
+                "differentiable=False",
+                "differentiable=True",
+                "A step writes through pointers, where autograd cannot follow; use "
+                "torch.optim for a step that is differentiated.",
+            )
+        )
+
+
+def _described(parameter: torch.Tensor) -> str:
+    return f"{name_of(parameter, 'a parameter')}, a {describe(parameter)}"

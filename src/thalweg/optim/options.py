@@ -1,0 +1,134 @@
+"""The keywords that every optimizer takes beside torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import torch
+
+from thalweg.errors import message, nearest
+from thalweg.step import NonFinite, Transforms
+
+__all__ = ["NO_TRANSFORMS", "Extras", "Options"]
+
+SparseUpdate = Literal["rows", "exact"]
+NO_TRANSFORMS = Transforms()
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class Extras(TypedDict, total=False):
+    """Keywords beside torch's.
+
+    Attributes:
+        max_grad_norm: Bound of the norm of all gradients together, as
+            `torch.nn.utils.clip_grad_norm_` has it, but inside the step: no gradient
+            is written.
+        ema_decay: Keeps a moving average of every parameter in its state, under
+            ``"average"``; `ema_scope` puts the averages into the parameters.
+        nonfinite: ``"skip"`` leaves a step with an inf or NaN in a gradient out,
+            ``"error"`` raises before anything is written, ``"off"`` does not look.
+        slot_dtypes: ``"variable"``, one dtype, or state key to dtype. By default state
+            has the parameter's dtype, and float32 beside a half-precision one.
+        sparse_update: What a sparse gradient does: ``"rows"`` touches the rows it
+            names, ``"exact"`` is the dense update with zero rows.
+    """
+
+    max_grad_norm: float | None
+    ema_decay: float | None
+    nonfinite: NonFinite
+    slot_dtypes: str | torch.dtype | Mapping[str, torch.dtype] | None
+    sparse_update: SparseUpdate
+
+
+@dataclass(frozen=True)
+class Options:
+    """The checked keywords."""
+
+    max_grad_norm: float | None = None
+    ema_decay: float | None = None
+    nonfinite: NonFinite = "off"
+    slot_dtypes: str | torch.dtype | dict[str, torch.dtype] | None = None
+    sparse_update: SparseUpdate = "rows"
+    transforms: Transforms = NO_TRANSFORMS
+
+    @classmethod
+    def checked(cls, where: str, extras: Mapping[str, Any]) -> Options:
+        """Check keywords.
+
+        Args:
+            where: Name of the optimizer, for messages.
+            extras: The keywords.
+
+        Returns:
+            The options.
+
+        Raises:
+            TypeError: If a keyword is unknown.
+            ValueError: If a value is out of range.
+        """
+        known = list(Extras.__annotations__)
+        for name in extras:
+            if name not in known:
+                raise TypeError(
+                    message(where, "torch's keywords", repr(name), nearest(name, known))
+                )
+        norm, decay = extras.get("max_grad_norm"), extras.get("ema_decay")
+        if norm is not None and not norm > 0:
+            _refuse(where, "max_grad_norm", "a number > 0 or None", norm)
+        if decay is not None and not 0 <= decay <= 1:
+            _refuse(where, "ema_decay", "a number in [0, 1] or None", decay)
+        nonfinite = extras.get("nonfinite", "off")
+        _check_choice(where, "nonfinite", nonfinite, ("off", "skip", "error"))
+        sparse = extras.get("sparse_update", "rows")
+        _check_choice(where, "sparse_update", sparse, ("rows", "exact"))
+        transforms = Transforms(global_clipnorm=norm, nonfinite=nonfinite)
+        return cls(
+            None if norm is None else float(norm),
+            None if decay is None else float(decay),
+            nonfinite,
+            _checked_dtypes(where, extras.get("slot_dtypes")),
+            sparse,
+            NO_TRANSFORMS if transforms == NO_TRANSFORMS else transforms,
+        )
+
+    def dtype_of(self, key: str, parameter: torch.dtype) -> torch.dtype:
+        """The dtype of new state of a parameter.
+
+        Args:
+            key: The state's key.
+            parameter: The parameter's dtype.
+
+        Returns:
+            A floating dtype.
+        """
+        policy = self.slot_dtypes
+        if isinstance(policy, torch.dtype):
+            return policy
+        if isinstance(policy, dict) and key in policy:
+            return policy[key]
+        is_half = parameter in _HALVES and policy != "variable"
+        return torch.float32 if is_half else parameter
+
+
+def _checked_dtypes(where: str, policy: Any) -> Any:
+    table = dict(policy) if isinstance(policy, Mapping) else {"": policy}
+    is_text = policy is None or policy == "variable"
+    for dtype in table.values():
+        is_floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        if not is_floating and not is_text:
+            expected = "None, 'variable', a floating dtype, or state key to dtype"
+            _refuse(where, "slot_dtypes", expected, policy)
+    return table if isinstance(policy, Mapping) else policy
+
+
+def _check_choice(where: str, name: str, got: Any, known: tuple[str, ...]) -> None:
+    if got not in known:
+        _refuse(where, name, f"one of {list(known)}", got)
+
+
+def _refuse(where: str, name: str, expected: str, got: Any) -> None:
+    raise ValueError(
+        message(f"{where}: {name}", expected, repr(got), "Pass one of these.")
+    )

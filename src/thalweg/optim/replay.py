@@ -1,0 +1,181 @@
+"""A step over a set of parameters, frozen for replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import is_, itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from thalweg.distribute import local_tensor
+from thalweg.optim.counters import Counters
+from thalweg.optim.formula import PENALTY
+from thalweg.optim.roster import Kinds
+from thalweg.step import STEP, WEIGHT_DECAY, Member, Plan, Transforms
+
+__all__ = ["Replay", "Settings", "partition"]
+
+Settings = list[tuple[tuple[float, ...], tuple[Any, ...]]]
+"""For each group its numbers, and its choices."""
+Values = Mapping[str, np.ndarray]
+_address_of = torch.Tensor.data_ptr
+
+
+def partition(
+    positions: np.ndarray, group_of: np.ndarray, counters: Counters
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put parameters of one group with equal counters into one row of numbers.
+
+    Args:
+        positions: The parameters.
+        group_of: For every parameter its group.
+        counters: Their counters.
+
+    Returns:
+        For each row the position of a parameter that has it; for each of the given
+        parameters its row.
+    """
+    keys = np.vstack([group_of[positions], counters.values[:, positions]])
+    _, first, row_of = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    return positions[first], row_of.reshape(-1)
+
+
+class Replay:
+    """What stays the same while the same parameters get gradients.
+
+    Args:
+        where: Name of the optimizer, for messages.
+        columns: Names of a group's numbers.
+        kinds: What the gradients are.
+        transforms: What the plan does to dense gradients.
+        positions: Positions of the parameters that have a gradient.
+        rows: For each row of numbers the position of a parameter, and for each of the
+            parameters its row.
+        plan: Of those with a dense gradient, if there are any.
+        parameters: Those.
+        sparse: What a step updates where the gradient is sparse.
+    """
+
+    def __init__(
+        self,
+        *,
+        columns: Sequence[str],
+        kinds: Kinds,
+        transforms: Transforms,
+        positions: np.ndarray,
+        rows: tuple[np.ndarray, np.ndarray],
+        plan: Plan | None,
+        parameters: list[torch.Tensor],
+        sparse: list[Member],
+    ) -> None:
+        self.kinds = kinds
+        self.transforms = transforms
+        self.plan = plan
+        self.parameters = parameters
+        self.sparse = sparse
+        self._columns = tuple(columns)
+        self._positions = positions
+        self._cells = slice(None) if kinds is None else positions
+        self._representatives, self._row_of = rows
+        self._counted: Values = {}
+        self._version = -1
+        self._settings: Settings | None = None
+        self._numbers: dict[str, np.ndarray] = {}
+        self._slots: list[tuple[Any, list[dict[str, Any]], list[Any]]] = []
+        self._local: list[torch.Tensor] = []
+        self._addresses: list[int] = []
+
+    # -- slots ----------------------------------------------------------------
+
+    def watch(
+        self, slots: Sequence[tuple[dict[str, Any], str]], counters: Counters
+    ) -> None:
+        """Remember which tensors the slots and counters are.
+
+        Args:
+            slots: States and keys.
+            counters: The table, whose cells are at home there.
+        """
+        holders: dict[str, list[dict[str, Any]]] = {}
+        for state, key in slots:
+            holders.setdefault(key, []).append(state)
+        self._slots = [
+            (itemgetter(key), states, [state[key] for state in states])
+            for key, states in holders.items()
+        ]
+        self._local = [
+            local_tensor(state[key])
+            for key, states in holders.items()
+            if key not in counters.names
+            for state in states
+        ]
+        self._addresses = list(map(_address_of, self._local))
+
+    def has_slots(self) -> bool:
+        """Whether the states still hold the same tensors at the same addresses."""
+        try:
+            for get, states, known in self._slots:
+                if not all(map(is_, map(get, states), known)):
+                    return False
+        except KeyError:
+            return False
+        return list(map(_address_of, self._local)) == self._addresses
+
+    # -- numbers --------------------------------------------------------------
+
+    def is_partitioned(self, counters: Counters) -> bool:
+        """Whether parameters of one row still have the same counters."""
+        if self._follows_itself(counters):
+            return True
+        own = counters.values[:, self._positions]
+        shown = counters.values[:, self._representatives][:, self._row_of]
+        return bool(np.array_equal(own, shown))
+
+    def values(
+        self, settings: Settings, group_of: np.ndarray, counters: Counters
+    ) -> dict[str, np.ndarray]:
+        """The numbers of a step: for each column one for each row.
+
+        Args:
+            settings: Numbers of each group.
+            group_of: For every parameter its group.
+            counters: As they were before the step.
+
+        Returns:
+            New arrays for counters; the arrays of the last step for columns that have
+            not changed.
+        """
+        if settings != self._settings:
+            self._settings = settings
+            table = np.array([numbers for numbers, _ in settings], dtype=np.float64)
+            rows = table[group_of[self._representatives]]
+            self._numbers = {n: rows[:, i].copy() for i, n in enumerate(self._columns)}
+            if WEIGHT_DECAY in self._numbers:
+                self._numbers[PENALTY] = self._numbers[WEIGHT_DECAY]
+        values = dict(self._numbers)
+        if self._follows_itself(counters):
+            values.update(self._counted)
+        else:
+            for name in counters.names:
+                values[name] = counters[name][self._representatives]
+        values[STEP] = values[STEP] + 1.0
+        return values
+
+    def _follows_itself(self, counters: Counters) -> bool:
+        """Whether the counters are as the last step with these parameters left them."""
+        return counters.last is self and self._version == counters.version
+
+    def advance(self, counters: Counters, new: Values) -> None:
+        """Write the counters after a step.
+
+        Args:
+            counters: The table.
+            new: For each name one number per row.
+        """
+        for name, rows in new.items():
+            whole = rows[0] if len(rows) == 1 else rows[self._row_of]
+            counters[name][self._cells] = whole
+        self._counted = new
+        self._version, counters.last = counters.version, self

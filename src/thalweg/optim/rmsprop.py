@@ -1,0 +1,203 @@
+"""RMSprop as torch has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Unpack, cast
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from thalweg import rules
+from thalweg.optim.formula import Formula, Slot
+from thalweg.optim.groups import coupled
+from thalweg.optim.optimizer import DropIn, parameters_of
+from thalweg.optim.options import Extras
+
+__all__ = ["RMSprop"]
+
+
+class RMSprop(DropIn, torch.optim.RMSprop):
+    """Gradients divided by the root of their mean square.
+
+    Formula: `thalweg.rules.rms_prop_without_momentum` or its centered form, and
+    `thalweg.rules.momentum` behind it where there is momentum.
+
+    Args:
+        params: Parameters, groups, (name, parameter) pairs, or a module.
+        lr: Length of a typical step, >= 0.
+        alpha: Decay of the mean square, >= 0.
+        eps: >= 0, outside the root.
+        weight_decay: Weight of an L2 penalty, >= 0.
+        momentum: Decay of the sum of scaled gradients, >= 0.
+        centered: Whether the mean gradient is taken off first.
+        capturable: Accepted; without effect.
+        foreach: Accepted; there is one way to run, which is faster.
+        maximize: Whether to climb.
+        differentiable: Must be False.
+        **extras: See `Extras`.
+
+    Raises:
+        ValueError: If a number is out of range.
+        NotImplementedError: If ``differentiable``.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = RMSprop([weight], lr=0.25, alpha=0.75)
+        >>> weight.grad = torch.ones(1)
+        >>> optimizer.step()
+        >>> round(weight.item(), 4)
+        0.5
+
+    Source:
+        Hinton, lecture 6e, 2012; Graves, 2013, arXiv:1308.0850; `torch.optim.RMSprop`.
+    """
+
+    columns = ("learning_rate", "rho", "epsilon", "momentum", "weight_decay")
+
+    def __init__(  # noqa: PLR0913 - torch's signature
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        **extras: Unpack[Extras],
+    ) -> None:
+        self._take(extras)
+        super().__init__(
+            *(parameters_of(params), lr, alpha, eps, weight_decay, momentum, centered),
+            capturable=capturable,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
+
+    @override
+    def numbers(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        return (
+            float(group["lr"]),
+            float(group["alpha"]),
+            float(group["eps"]),
+            float(group["momentum"]),
+            float(group["weight_decay"]),
+        )
+
+    @override
+    def choices(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (
+            bool(group["centered"]),
+            group["momentum"] > 0,
+            bool(group["maximize"]),
+            coupled(group),
+        )
+
+    @override
+    def formula(self, choices: tuple[Any, ...]) -> Formula:
+        centered, has_momentum, maximize, decay = choices
+        rule = {
+            (False, False): rules.rms_prop_without_momentum,
+            (True, False): rules.centered_rms_prop_without_momentum,
+            (False, True): rms_prop_then_momentum,
+            (True, True): centered_rms_prop_then_momentum,
+        }[centered, has_momentum]
+        buffer = (Slot("momentum_buffer"),) if has_momentum else ()
+        mean = (Slot("grad_avg"),) if centered else ()
+        return Formula(
+            *(rule, _scalars, self.columns[:-1]),
+            slots=(Slot("square_avg"), *mean, *buffer),
+            maximize=maximize,
+            decay=decay,
+        )
+
+
+def rms_prop_then_momentum(
+    var: Any,
+    rms: Any,
+    mom: Any,
+    grad: Any,
+    *,
+    lr: float,
+    rho: float,
+    epsilon: float,
+    momentum: float,
+) -> Any:
+    """Momentum over gradients divided by the root of their mean square.
+
+    Args:
+        var: Parameter.
+        rms: Mean of squared gradients.
+        mom: Decaying sum of divided gradients.
+        grad: Gradient.
+        lr: Step length.
+        rho: Decay of rms.
+        epsilon: Outside the root.
+        momentum: Decay of mom.
+
+    Returns:
+        (var', rms', mom').
+    """
+    # From 0 and at rate −1 a step ends at the divided gradient itself.
+    origin = cast("Any", 0.0)
+    divided, rms_new = rules.rms_prop_without_momentum(
+        origin, rms, grad, lr=-1.0, rho=rho, epsilon=epsilon
+    )
+    var_new, mom_new = rules.momentum(
+        var, mom, divided, lr=lr, momentum=momentum, use_nesterov=False
+    )
+    return var_new, rms_new, mom_new
+
+
+def centered_rms_prop_then_momentum(  # noqa: PLR0913 - what the formula needs
+    var: Any,
+    rms: Any,
+    mg: Any,
+    mom: Any,
+    grad: Any,
+    *,
+    lr: float,
+    rho: float,
+    epsilon: float,
+    momentum: float,
+) -> Any:
+    """Momentum over gradients divided by the root of their variance.
+
+    Args:
+        var: Parameter.
+        rms: Mean of squared gradients.
+        mg: Mean of gradients.
+        mom: Decaying sum of divided gradients.
+        grad: Gradient.
+        lr: Step length.
+        rho: Decay of rms and mg.
+        epsilon: Outside the root.
+        momentum: Decay of mom.
+
+    Returns:
+        (var', rms', mg', mom').
+    """
+    origin = cast("Any", 0.0)
+    divided, rms_new, mg_new = rules.centered_rms_prop_without_momentum(
+        origin, rms, mg, grad, lr=-1.0, rho=rho, epsilon=epsilon
+    )
+    var_new, mom_new = rules.momentum(
+        var, mom, divided, lr=lr, momentum=momentum, use_nesterov=False
+    )
+    return var_new, rms_new, mg_new, mom_new
+
+
+def _scalars(group: Any, step: Any) -> Mapping[str, Any]:
+    del step
+    return {
+        "lr": group.learning_rate,
+        "rho": group.rho,
+        "epsilon": group.epsilon,
+        "momentum": group.momentum,
+    }

@@ -1,0 +1,218 @@
+"""How a step runs: checked in bulk and replayed, or prepared parameter by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from thalweg.distribute import local_tensor
+from thalweg.optim.drafts import Draft
+from thalweg.optim.gradients import Resolved, resolve
+from thalweg.optim.options import NO_TRANSFORMS
+from thalweg.optim.replay import Replay, partition
+from thalweg.optim.roster import (
+    Roster,
+    gradients_of,
+    kinds_of,
+    parameters_of_groups,
+)
+from thalweg.step import Plan, RowUpdate, launch_row_updates
+
+if TYPE_CHECKING:
+    from thalweg.optim.optimizer import DropIn
+
+__all__ = ["Stepper"]
+
+_MAX_REPLAYS = 8
+"""Sets of parameters with gradients that are remembered at the same time."""
+
+
+class Stepper:
+    """Runs the steps of one optimizer; made anew when it is copied or unpickled."""
+
+    def __init__(self) -> None:
+        self._roster: Roster | None = None
+        self._replays: dict[Any, Replay] = {}
+        self._last: Replay | None = None
+
+    def run(self, optimizer: DropIn) -> bool:
+        """Take a step.
+
+        Args:
+            optimizer: Whose groups and state are read.
+
+        Returns:
+            False if it was left out because of an inf or NaN.
+        """
+        groups = optimizer.param_groups
+        parameters = parameters_of_groups(groups)
+        gradients = gradients_of(parameters)
+        roster, step = self._roster, self._recognized(parameters, gradients)
+        # A step that is recognized has the parameters of the roster.
+        is_same = roster is not None and (
+            roster.has_sizes(groups) if step else roster.fits(groups, parameters)
+        )
+        if roster is None or not is_same:
+            roster = Roster(groups, parameters, tuple(optimizer.counters))
+            self._roster, step = roster, None
+            self._forget()
+        if step is None:
+            step = resolve(
+                *(gradients, kinds_of(gradients), parameters, optimizer._options),
+                needs_all_rows=optimizer.needs_all_rows,
+            )
+        return step is not None and self._take(optimizer, roster, step)
+
+    def _recognized(
+        self, parameters: list[torch.Tensor], gradients: list[Any]
+    ) -> Resolved | None:
+        """The step, if all gradients are dense and like those of the last one."""
+        last = self._last
+        if last is None or last.kinds is not None or last.plan is None:
+            return None
+        if not last.plan.recognition.recognizes(parameters, gradients):
+            return None
+        return Resolved(None, gradients, (), last.transforms, is_recognized=True)
+
+    def _take(self, optimizer: DropIn, roster: Roster, step: Resolved) -> bool:
+        """Replay or prepare the step; say whether it was taken."""
+        settings = optimizer.settings()
+        choices = tuple([chosen for _, chosen in settings])
+        if not roster.knows(optimizer.state):
+            self._forget()
+        key = (step.kinds, step.transforms is NO_TRANSFORMS, choices)
+        replay = self._replays.get(key)
+        if replay is None or not _is_current(roster, replay, step):
+            drafts = _drafts(optimizer, roster, step, choices)
+            if not drafts or _is_probe(optimizer, drafts, step):
+                return True
+            replay = _prepare(optimizer, roster, drafts, step)
+            self._keep(key, replay)
+        self._last = replay
+        values = replay.values(settings, roster.group_of, roster.counters)
+        if not _launch(replay, step, values):
+            return False
+        replay.advance(roster.counters, optimizer.next_counters(values))
+        return True
+
+    def _forget(self) -> None:
+        self._replays, self._last = {}, None
+
+    def _keep(self, key: Any, replay: Replay) -> None:
+        self._replays.pop(key, None)
+        while len(self._replays) >= _MAX_REPLAYS:
+            del self._replays[next(iter(self._replays))]
+        self._replays[key] = replay
+
+
+def _is_current(roster: Roster, replay: Replay, step: Resolved) -> bool:
+    """Whether all is as it was when the replay was made, but for the numbers."""
+    if not (replay.has_slots() and replay.is_partitioned(roster.counters)):
+        return False
+    plan = replay.plan
+    if plan is None:
+        return True
+    if step.is_recognized:
+        return plan.is_in_place()
+    variables = replay.parameters
+    if roster.has_shards:
+        variables = list(map(local_tensor, variables))
+    if plan.recognition.recognizes(variables, step.dense):
+        return plan.is_in_place()
+    return Plan.are_dense(step.dense) and plan.fits(variables, step.dense)
+
+
+def _launch(replay: Replay, step: Resolved, values: Mapping[str, np.ndarray]) -> bool:
+    updates = [
+        RowUpdate(member, slices, "sum")
+        for member, slices in zip(replay.sparse, step.rows, strict=True)
+    ]
+    if replay.plan is None:
+        launch_row_updates(updates, values)
+        return True
+
+    def update_rows() -> None:
+        launch_row_updates(updates, values)
+
+    before = update_rows if updates else None
+    return step.transforms.run(replay.plan, step.dense, values, before_run=before)
+
+
+# -- preparing a replay -------------------------------------------------------
+
+
+@torch.no_grad()
+def _drafts(
+    optimizer: DropIn,
+    roster: Roster,
+    step: Resolved,
+    choices: Sequence[tuple[Any, ...]],
+) -> list[Draft]:
+    """What each parameter with a gradient needs."""
+    folds = step.transforms is not NO_TRANSFORMS
+    formulas = [optimizer.full_formula(chosen, folds=folds) for chosen in choices]
+    groups = optimizer.param_groups
+    drafts = []
+    for position, parameter in enumerate(roster.parameters):
+        if step.kinds is None or step.kinds[position]:
+            group = int(roster.group_of[position])
+            own = dict(optimizer.state.get(parameter, {}))
+            draft = Draft(position, parameter, groups[group], formulas[group], own)
+            draft.complete(optimizer, roster.counters)
+            drafts.append(draft)
+    return drafts
+
+
+def _is_probe(optimizer: DropIn, drafts: Sequence[Draft], step: Resolved) -> bool:
+    """Make slots and take no step, if that is what the caller is after."""
+    is_probe = not step.rows and all(
+        draft.is_probe(gradient)
+        for draft, gradient in zip(drafts, step.dense, strict=True)
+    )
+    if is_probe:
+        for draft in drafts:
+            if optimizer.is_built_ahead(draft.group):
+                draft.commit(optimizer)
+    return is_probe
+
+
+@torch.no_grad()
+def _prepare(
+    optimizer: DropIn, roster: Roster, drafts: Sequence[Draft], step: Resolved
+) -> Replay:
+    """Check everything, make a plan, and put new state in force."""
+    positions = np.array([draft.position for draft in drafts])
+    rows = partition(positions, roster.group_of, roster.counters)
+    members = [
+        draft.member(optimizer, int(row))
+        for draft, row in zip(drafts, rows[1], strict=True)
+    ]
+    kinds = step.kinds or (1,) * len(roster.parameters)
+    is_dense = [kind == 1 for kind in kinds if kind]
+    dense = list(compress(members, is_dense))
+    where, owns_rows = type(optimizer).__name__, step.transforms.owns_rows
+    replay = Replay(
+        columns=optimizer.all_columns(),
+        kinds=step.kinds,
+        transforms=step.transforms,
+        positions=positions,
+        rows=rows,
+        plan=Plan(where, dense, step.dense, owns_rows=owns_rows) if dense else None,
+        parameters=[draft.parameter for draft in compress(drafts, is_dense)],
+        sparse=[m for m, own in zip(members, is_dense, strict=True) if not own],
+    )
+    for draft in drafts:
+        draft.commit(optimizer)
+    counted = optimizer.counters if optimizer.counts_in_state else ()
+    watched = [
+        (optimizer.state[draft.parameter], key)
+        for draft in drafts
+        for key in (*(slot.key for slot in draft.formula.all_slots), *counted)
+    ]
+    replay.watch(watched, roster.counters)
+    roster.remember(optimizer.state)
+    return replay
