@@ -1,6 +1,5 @@
 """`Checkpoint`: named objects that are saved to a folder and restored from it."""
 
-import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -8,18 +7,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
+from thalweg.checkpoint.asynchronous import Background
+from thalweg.checkpoint.deferral import Deferral
+from thalweg.checkpoint.durable import check_free
 from thalweg.checkpoint.folder import Reader, read_metadata, write_folder
 from thalweg.checkpoint.graph import Graph, build_graph
+from thalweg.checkpoint.manifest import Manifest
 from thalweg.checkpoint.matching import HYPER_POLICIES, HyperPolicy, Match, match
-from thalweg.checkpoint.restoring import apply
-from thalweg.checkpoint.snapshot import take_snapshot
+from thalweg.checkpoint.ranks import Ranks
+from thalweg.checkpoint.restoring import carry_out
+from thalweg.checkpoint.snapshot import Snapshot, take_snapshot
 from thalweg.checkpoint.status import RestoreStatus, list_problems
-from thalweg.distribute.collectives import all_reduce, rank, world_size
 from thalweg.errors import CheckpointError, message, nearest
-
-logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
@@ -67,6 +66,8 @@ class Checkpoint:
             )
         self._objects = objects
         self._has_said_unnamed = False
+        self._deferral: Deferral | None = None
+        self._background = Background()
 
     @property
     def objects(self) -> Mapping[str, Any]:
@@ -91,6 +92,8 @@ class Checkpoint:
                 action = nearest(name, self._objects)
                 raise ValueError(message(where, expected, repr(name), action))
         self._objects.update(objects)
+        if self._deferral is not None:
+            self._deferral.adopt(self._objects)
 
     def save(
         self,
@@ -117,65 +120,130 @@ class Checkpoint:
             OSError: From the system, such as a full disk. What was written is removed,
                 and an older checkpoint stands where it stood.
         """
-        place = Path(os.path.abspath(path))
-        problem: Exception | None = None
-        device = torch.device("cpu")
-        try:
-            graph = build_graph(self._objects)
-            self._say_unnamed(graph)
-            tensors, manifest = take_snapshot(graph, metadata)
-            device = next((t.device for t in tensors.values() if not t.is_cpu), device)
-            if rank() == 0:
-                write_folder(place, tensors, manifest, overwrite)
-        except Exception as caught:
-            problem = caught  # the other ranks have to hear of it first
-        _agree(problem, device, place)
+        place, ranks = self._begin_save(path), Ranks()
+        snapshot, manifest = self._take(metadata, ranks)
+        write_folder(place, snapshot.tensors, manifest, overwrite, ranks)
         return str(place)
 
-    def restore(
+    def save_async(
         self,
         path: PathLike,
-        hyper: HyperPolicy = "checkpoint",
-        partial: bool = False,
+        overwrite: bool = False,
+        metadata: dict[str, Any] | None = None,
+    ) -> str:
+        """Copy all that `save` would write, return, and write it meanwhile.
+
+        What is written is what the objects hold now, whatever is done to them after
+        this returns. The copies are in memory that is kept for the next time. A save
+        before this one that is still being written is waited for. The interpreter
+        does not end before the writing has.
+
+        Args:
+            path: As for `save`.
+            overwrite: As for `save`.
+            metadata: As for `save`.
+
+        Returns:
+            The path of the folder to be, absolute. It stands there, whole and on the
+            disk, once `wait` has returned.
+
+        Raises:
+            CheckpointError: As for `save`.
+            OSError: What the save before this one failed with, and nothing is begun.
+
+        Example:
+            >>> import tempfile, torch
+            >>> weight = torch.ones(2)
+            >>> checkpoint = Checkpoint(weight=weight)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = checkpoint.save_async(f"{folder}/first")
+            ...     _ = weight.zero_()
+            ...     _ = checkpoint.restore(checkpoint.wait())
+            >>> weight.tolist()
+            [1.0, 1.0]
+        """
+        place, ranks = self._begin_save(path), Ranks()
+        ranks.lead(lambda: check_free(place, overwrite))
+        snapshot, manifest = self._take(metadata, ranks)
+        pieces = self._background.staging.copy(snapshot.tensors)
+        ranks = self._background.ranks()
+
+        def write() -> str:
+            write_folder(place, pieces, manifest, overwrite, ranks)
+            return str(place)
+
+        self._background.writer.submit(write)
+        return str(place)
+
+    def wait(self) -> str | None:
+        """Wait until what `save_async` began is on the disk.
+
+        Returns:
+            The path of its folder; None if nothing was begun since the last wait.
+
+        Raises:
+            CheckpointError: If it could not be saved; see `save`.
+            OSError: From the system, such as a full disk.
+        """
+        return self._background.writer.wait()
+
+    def _begin_save(self, path: PathLike) -> Path:
+        self.wait()
+        if self._deferral is not None:
+            self._deferral.status.warn_if_ignored(stacklevel=3)
+        return Path(os.path.abspath(path))
+
+    def _take(
+        self, metadata: dict[str, Any] | None, ranks: Ranks
+    ) -> tuple[Snapshot, Manifest]:
+        """What this rank writes, once every rank has found what it can write."""
+        taken: list[Snapshot] = []
+
+        def take() -> dict[str, Any]:
+            graph = build_graph(self._objects)
+            self._say_unnamed(graph)
+            taken.append(take_snapshot(graph, metadata))
+            return taken[0].own_values
+
+        values = ranks.together(take)
+        return taken[0], taken[0].with_values(values)
+
+    def restore(
+        self, path: PathLike, hyper: HyperPolicy = "checkpoint"
     ) -> RestoreStatus:
         """Put saved values into the existing objects, in place.
 
         Everything is read, checked and matched before the first value is written.
-        Slots that an optimizer has not made yet are made.
+        Slots that an optimizer has not made yet are made. What has no place yet waits:
+        a variable that is made later takes its value when it becomes part of a saved
+        module or Trackable, and so do its slots. A value that is set after that, as
+        by an initializer, counts.
 
         Args:
             path: The folder that `save` returned.
             hyper: "checkpoint" takes saved hyperparameters and logs each that differs;
                 "keep" leaves the optimizer's own; "error-if-different" refuses.
-            partial: Whether values may be missing or unexpected; the status lists
-                them. Another shape or dtype is refused all the same.
 
         Returns:
-            What was restored and what was not.
+            What was restored and what was not. Look at it: `assert_consumed()`,
+            `assert_existing_objects_matched()` or `expect_partial()`. Otherwise the
+            next step or save warns of what did not match.
 
         Raises:
             ValueError: If `hyper` is none of the three.
-            CheckpointError: If there is no sound checkpoint at `path`, or it does not
-                fit; all that is missing, unexpected or of another shape is listed,
-                and nothing was changed.
+            CheckpointError: If there is no sound checkpoint at `path`, a shape or
+                dtype or the kind of an optimizer differs, or an object refuses its
+                state; all that does not fit is listed, and nothing was changed.
         """
         _check_policy(hyper)
         reader = Reader(path)
         _say_aside(reader.folder, path)
         graph = build_graph(self._objects)
         found = match(graph, reader.manifest, hyper)
-        _check_fit(found, reader.folder, hyper, partial)
-        apply(graph, found, reader, hyper)
-        for difference in found.hyper_differences:
-            logger.warning("Checkpoint.restore took the first: %s", difference)
-        return RestoreStatus(
-            path=reader.folder,
-            step=reader.manifest.step,
-            restored=_restored(found),
-            missing=tuple(found.missing),
-            unexpected=tuple(found.unexpected),
-            hyper_differences=tuple(found.hyper_differences),
-        )
+        _check_fit(found, reader.folder)
+        carry_out(graph, found, reader, hyper)
+        self._deferral = Deferral(self._objects, reader, hyper, found, graph)
+        return self._deferral.status
 
     @staticmethod
     def read_metadata(path: PathLike) -> dict[str, Any]:
@@ -183,11 +251,12 @@ class Checkpoint:
         return read_metadata(path)
 
     def _say_unnamed(self, graph: Graph) -> None:
-        if graph.unnamed and not self._has_said_unnamed:
+        count = graph.count_unnamed()
+        if count and not self._has_said_unnamed:
             self._has_said_unnamed = True
             warnings.warn(
-                f"Checkpoint: no saved object holds {len(graph.unnamed)} variables of "
-                "an optimizer. Their slots are saved as unnamed_0, unnamed_1, … in the "
+                f"Checkpoint: no saved object holds {count} variables of an "
+                "optimizer. Their slots are saved as unnamed_0, unnamed_1, … in the "
                 "optimizer's order. Give the model to Checkpoint too.",
                 stacklevel=3,
             )
@@ -202,19 +271,6 @@ def _say_aside(folder: Path, path: PathLike) -> None:
         )
 
 
-def _agree(problem: Exception | None, device: torch.device, path: Path) -> None:
-    """Raise on every rank if one of them failed; until then nobody goes on."""
-    failures = int(problem is not None)
-    if world_size() > 1:
-        failures = int(all_reduce(torch.tensor(failures, device=device)))
-    if problem is not None:
-        raise problem
-    if failures:
-        raise CheckpointError(
-            f"Checkpoint.save: another rank could not save {path}; it says why."
-        )
-
-
 def _check_policy(hyper: str) -> None:
     if hyper not in HYPER_POLICIES:
         expected = " or ".join(f'"{policy}"' for policy in HYPER_POLICIES)
@@ -223,23 +279,12 @@ def _check_policy(hyper: str) -> None:
         raise ValueError(message(where, expected, repr(hyper), action))
 
 
-def _check_fit(found: Match, folder: Path, hyper: HyperPolicy, partial: bool) -> None:
-    missing, unexpected = tuple(found.missing), tuple(found.unexpected)
-    problems = list_problems(missing, unexpected, tuple(found.mismatched))
-    if found.mismatched or (problems and not partial):
-        advice = "\nNothing was changed."
-        if not found.mismatched:
-            advice += " Pass partial=True to restore what fits."
-        summary = f"Checkpoint.restore: {folder} does not fit these objects."
-        raise CheckpointError(f"{summary}{problems}{advice}")
-    if hyper == "error-if-different" and found.hyper_differences:
-        differences = "".join(f"\n  {line}" for line in found.hyper_differences)
-        raise CheckpointError(
-            f"Checkpoint.restore: {folder} has other hyperparameters.{differences}\n"
-            'Nothing was changed. Pass hyper="checkpoint" or hyper="keep".'
+def _check_fit(found: Match, folder: Path) -> None:
+    if found.mismatched:
+        problems = list_problems(
+            tuple(found.missing), tuple(found.unexpected), tuple(found.mismatched)
         )
-
-
-def _restored(found: Match) -> tuple[str, ...]:
-    copied = [copy.key for copy in found.copies]
-    return (*copied, *found.values, *(made.saved for made in found.creations))
+        raise CheckpointError(
+            f"Checkpoint.restore: {folder} does not fit these objects."
+            f"{problems}\nNothing was changed."
+        )

@@ -8,17 +8,20 @@ removed that is not a file of ours.
 
 import os
 import re
+import time
 import uuid
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from thalweg.checkpoint import disk
+from thalweg.checkpoint.crc import RunningCrc, file_crc
 from thalweg.errors import CheckpointError, message
 
 MANIFEST = "manifest.json"
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
-CHUNK_BYTES = 1 << 20
+TEMPORARY = re.compile(r"(?P<name>.+)\.tmp-[0-9a-f]{32}")
+ASIDE = re.compile(r"(?P<name>.+)\.old-[0-9a-f]{32}")
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
@@ -30,44 +33,50 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, s
     Raises:
         OSError: If the system cannot write or flush (a full disk, a broken one).
     """
-    size, crc = 0, 0
-    with open(path, "xb", buffering=0) as file:
+    size = 0
+    with disk.NewFile(path) as file, RunningCrc() as crc:
         for chunk in chunks:
-            view = memoryview(chunk)
-            crc = zlib.crc32(view, crc)
-            size += view.nbytes
-            while view.nbytes:
-                view = view[file.write(view) :]
-        os.fsync(file.fileno())
-    return size, f"{crc:08x}"
+            for piece in crc.pieces(memoryview(chunk).cast("B")):
+                file.write(piece)
+                size += piece.nbytes
+        total = crc.value()
+        file.flush()
+    return size, f"{total:08x}"
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give a file new content in one step that a power cut cannot halve.
+
+    Raises:
+        OSError: From the system; the file is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        write_file(temporary, [content])
+        disk.rename(temporary, path)
+        disk.flush_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            disk.remove(temporary)
+        raise
 
 
 def checksum(path: Path) -> str:
     """crc32 of a file's bytes, as eight hex digits."""
-    crc = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            crc = zlib.crc32(chunk, crc)
-    return f"{crc:08x}"
+    return f"{file_crc(path):08x}"
 
 
 def flush_folder(path: Path) -> None:
     """Flush a folder's list of names to the disk."""
-    if os.name == "nt":  # a folder cannot be opened there; renames are journalled
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk.flush_folder(path)
 
 
 def make_parents(folder: Path) -> None:
     """Create `folder` and what it needs, each durable in its parent."""
     if not folder.is_dir():
         make_parents(folder.parent)
-        folder.mkdir(exist_ok=True)
-        flush_folder(folder.parent)
+        disk.make_folder(folder, exist_ok=True)
+        disk.flush_folder(folder.parent)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -87,25 +96,33 @@ def remove_checkpoint(path: Path) -> None:
 
     What others have put there stays, and then the folder stays too.
     """
-    (path / MANIFEST).unlink(missing_ok=True)
+    disk.remove(path / MANIFEST)
     for file in list(path.iterdir()):
         if _is_ours(file):
-            file.unlink()
+            disk.remove(file)
     if not any(path.iterdir()):
-        path.rmdir()
+        disk.remove_folder(path)
 
 
 def asides(path: Path) -> list[Path]:
     """Checkpoints that an interrupted overwrite of `path` moved aside, newest first."""
-    pattern = re.compile(re.escape(path.name) + r"\.old-[0-9a-f]{32}")
-    if not path.parent.is_dir():
-        return []
-    found = [
-        sibling
-        for sibling in path.parent.iterdir()
-        if pattern.fullmatch(sibling.name) and is_checkpoint(sibling)
-    ]
-    return sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    return sorted(filter(is_checkpoint, _siblings(path, ASIDE)), reverse=True)
+
+
+def _siblings(path: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
+    if path.parent.is_dir():
+        for sibling in path.parent.iterdir():
+            found = pattern.fullmatch(sibling.name)
+            named = found is not None and found["name"] == path.name
+            if named and sibling.is_dir() and not sibling.is_symlink():
+                yield sibling
+
+
+def _aside(path: Path) -> Path:
+    # The time comes first, so that the order of names is that of moving aside.
+    return path.with_name(
+        f"{path.name}.old-{time.time_ns():016x}{uuid.uuid4().hex:.16}"
+    )
 
 
 @contextmanager
@@ -121,20 +138,48 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         OSError: From the system. The temporary folder is removed and what stood at
             `path` stands there still.
     """
+    temporary = begin(path, overwrite)
+    try:
+        yield temporary
+        publish(temporary, path, overwrite)
+    except BaseException as problem:
+        abandon(temporary, path, problem)
+        raise
+
+
+def begin(path: Path, overwrite: bool) -> Path:
+    """Make the temporary folder beside `path`.
+
+    Raises:
+        CheckpointError: If `path` exists and may not be replaced.
+        OSError: From the system; nothing is left.
+    """
     check_free(path, overwrite)
     make_parents(path.parent)
     temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
-    try:
-        temporary.mkdir()
-        yield temporary
-        flush_folder(temporary)
-        _publish(temporary, path, overwrite)
-    except BaseException as problem:
+    disk.make_folder(temporary)
+    return temporary
+
+
+def abandon(temporary: Path, path: Path, problem: BaseException | None = None) -> None:
+    """Remove what a failed save has left, and note on its error that it did."""
+    with suppress(OSError):  # the error that led here is the one to be told
         if temporary.is_dir():
             remove_checkpoint(temporary)
-        if isinstance(problem, OSError):
-            problem.add_note(f"Nothing was saved; what was at {path} is unchanged.")
-        raise
+    if isinstance(problem, OSError):
+        problem.add_note(f"Nothing was saved; what was at {path} is unchanged.")
+
+
+def clear_leavings(path: Path) -> None:
+    """Remove what processes that died while saving `path` have left beside it.
+
+    To be called only where no other process can be saving `path`.
+    """
+    for temporary in list(_siblings(path, TEMPORARY)):
+        remove_checkpoint(temporary)
+    if is_checkpoint(path):
+        for old in list(_siblings(path, ASIDE)):
+            remove_checkpoint(old)
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -155,22 +200,28 @@ def check_free(path: Path, overwrite: bool) -> None:
     raise CheckpointError(message("Checkpoint.save", expected, got, action))
 
 
-def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
+def publish(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Put a filled temporary folder in its place; it stays there from then on.
+
+    Raises:
+        CheckpointError: If `path` has been taken meanwhile.
+        OSError: From the system; what stood at `path` stands there.
+    """
+    disk.flush_folder(temporary)
     check_free(path, overwrite)
-    aside = path.with_name(f"{path.name}.old-{uuid.uuid4().hex}")
+    aside = _aside(path)
     try:
         if overwrite and path.exists():
-            path.rename(aside)
-        temporary.rename(path)
-        flush_folder(path.parent)
+            disk.rename(path, aside)
+        disk.rename(temporary, path)
+        disk.flush_folder(path.parent)
     except BaseException:
         if not temporary.exists():
-            path.rename(temporary)
+            disk.rename(path, temporary)
         if aside.exists():
-            aside.rename(path)
+            disk.rename(aside, path)
         raise
-    if overwrite:
-        # The new one stands: what cannot be removed now is at the next overwrite.
-        with suppress(OSError):
-            for old in asides(path):
-                remove_checkpoint(old)
+    # The new one stands: what cannot be removed now is at the next overwrite.
+    with suppress(OSError):
+        for old in list(_siblings(path, ASIDE)):
+            remove_checkpoint(old)

@@ -1,28 +1,39 @@
 """One checkpoint folder: written whole, and opened only when it is whole."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from thalweg.checkpoint.boxes import Box, divide, is_tiling, overlaps
 from thalweg.checkpoint.durable import (
     MANIFEST,
+    abandon,
     asides,
+    begin,
     checksum,
-    new_folder,
+    publish,
     write_file,
 )
 from thalweg.checkpoint.manifest import (
     LARGEST_MANIFEST_BYTES,
     FileEntry,
     Manifest,
+    StoredBox,
     TensorEntry,
     parse_manifest,
 )
-from thalweg.checkpoint.tensor_file import TensorFile, damaged, file_chunks
+from thalweg.checkpoint.pieces import Piece, piece_of
+from thalweg.checkpoint.ranks import Ranks
+from thalweg.checkpoint.tensor_file import (
+    DTYPE_NAMES,
+    TensorFile,
+    damaged,
+    file_chunks,
+)
 from thalweg.errors import CheckpointError, message
 
 TENSORS = "tensors.safetensors"
@@ -30,31 +41,121 @@ TENSORS = "tensors.safetensors"
 
 def write_folder(
     path: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor | Piece],
     manifest: Manifest,
     overwrite: bool,
+    ranks: Ranks | None = None,
 ) -> None:
     """Write a checkpoint so that it appears whole or not at all.
 
     Args:
-        path: Where the folder shall stand.
-        tensors: Key to tensor, of dtypes that the format knows.
-        manifest: All of the manifest but its files and tensors.
+        path: Where the folder shall stand; with several ranks the first one's counts.
+        tensors: Key to tensor (plain, or a DTensor) or to this rank's piece of it, of
+            dtypes that the format knows.
+        manifest: All of the manifest but its files and tensors; the first rank's
+            counts.
         overwrite: Whether a checkpoint that stands at `path` is replaced.
+        ranks: Who saves together; every one of them calls this, and sees the same
+            disk. Each writes what it holds and no rank before it does.
 
     Raises:
-        CheckpointError: If `path` is taken.
+        CheckpointError: If `path` is taken, the ranks' pieces are not the whole of a
+            tensor, or another rank failed.
         OSError: From the system; what stood at `path` stands there still.
     """
-    with new_folder(path, overwrite) as folder:
-        size, crc = write_file(folder / TENSORS, file_chunks(tensors))
-        entries = {
-            key: TensorEntry(TENSORS, tuple(tensor.shape), tensor.dtype)
-            for key, tensor in tensors.items()
+    ranks = Ranks.alone() if ranks is None else ranks
+    pieces = {
+        key: value if isinstance(value, Piece) else piece_of(value, key)
+        for key, value in tensors.items()
+    }
+    entries, own = _plan(pieces, ranks)
+    place = Path(ranks.share(str(path))[0])
+    temporary = Path(ranks.lead(lambda: str(begin(place, overwrite))))
+    try:
+        _fill(
+            temporary,
+            {key: pieces[key].tensor for key in own},
+            ranks,
+            (replace(manifest, tensors=entries)),
+        )
+        ranks.lead(lambda: publish(temporary, place, overwrite))
+    except BaseException as problem:
+        if ranks.number == 0:
+            abandon(temporary, place, problem)
+        raise
+
+
+def _plan(
+    pieces: Mapping[str, Piece], ranks: Ranks
+) -> tuple[dict[str, TensorEntry], list[str]]:
+    """Entries of all tensors, and the keys that this rank writes."""
+    offers = [_Offer.read(told) for told in ranks.share(_Offer.of(pieces))]
+    written = divide([offer.boxes for offer in offers])
+    stored: dict[str, list[StoredBox]] = {}
+    for number, boxes in enumerate(written):
+        for key, box in boxes.items():
+            file = _file_name(number, ranks.size)
+            stored.setdefault(key, []).append(StoredBox(file, box))
+    entries: dict[str, TensorEntry] = {}
+    for key, boxes in stored.items():
+        kinds = {offer.kinds[key] for offer in offers if key in offer.kinds}
+        whole = is_tiling(next(iter(kinds))[0], [stored.box for stored in boxes])
+        if len(kinds) > 1 or not whole:
+            expected = f"pieces that are the whole of '{key}'"
+            got = f"{sorted(map(str, kinds))} in boxes {[tuple(b) for _, b in boxes]}"
+            action = "Save a tensor that every rank holds alike, or a DTensor."
+            raise CheckpointError(message("Checkpoint.save", expected, got, action))
+        entries[key] = TensorEntry(*kinds.pop(), tuple(boxes))
+    return entries, list(written[ranks.number])
+
+
+class _Offer(NamedTuple):
+    """Which boxes a rank holds, of tensors of which shape and dtype."""
+
+    boxes: dict[str, Box]
+    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+    @classmethod
+    def of(cls, pieces: Mapping[str, Piece]) -> dict[str, Any]:
+        return {
+            key: [
+                list(piece.shape),
+                str(piece.tensor.dtype).removeprefix("torch."),
+                list(piece.box.offset),
+                list(piece.box.shape),
+            ]
+            for key, piece in pieces.items()
         }
-        files = {TENSORS: FileEntry(size, crc)}
-        complete = replace(manifest, files=files, tensors=entries)
-        write_file(folder / MANIFEST, [complete.to_json()])
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> "_Offer":
+        return cls(
+            {key: Box(tuple(o), tuple(s)) for key, (_, _, o, s) in told.items()},
+            {k: (tuple(g), DTYPE_NAMES[dtype]) for k, (g, dtype, _, _) in told.items()},
+        )
+
+
+def _file_name(number: int, size: int) -> str:
+    if size == 1:
+        return TENSORS
+    return f"tensors-{number + 1:05d}-of-{size:05d}.safetensors"
+
+
+def _fill(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    ranks: Ranks,
+    manifest: Manifest,
+) -> None:
+    def write_own() -> list[Any]:
+        name = _file_name(ranks.number, ranks.size)
+        return [name, *write_file(folder / name, file_chunks(tensors))]
+
+    files = {
+        name: FileEntry(size, crc) for name, size, crc in ranks.together(write_own)
+    }
+    text = replace(manifest, files=files).to_json
+    ranks.lead(lambda: write_file(folder / MANIFEST, [text()]))
 
 
 def find_folder(path: str | os.PathLike[str]) -> Path:
@@ -112,42 +213,121 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return read_manifest(path).user_metadata()
 
 
-class Reader:
-    """A checkpoint whose structure and checksums have been found sound.
+def check_structure(path: str | os.PathLike[str]) -> Manifest:
+    """Check a checkpoint's manifest, and that its files are there in full size.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or it is not sound.
+    """
+    folder = find_folder(path)
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
+        _check_size(folder / name, entry)
+    return manifest
+
+
+def verify(path: str | os.PathLike[str]) -> Manifest:
+    """Check a whole checkpoint, to the last byte of its files.
 
     Args:
         path: The checkpoint folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: If a file is missing, torn, changed, or not as listed.
+    """
+    return Reader(path).manifest
+
+
+class Reader:
+    """A checkpoint whose structure and checksums have been found sound.
+
+    It goes on reading what it opened, also when the folder is replaced or removed.
+
+    Args:
+        path: The checkpoint folder.
+        checksums: False leaves out reading all files through for their checksums.
 
     Raises:
         CheckpointError: If a file is missing, torn, changed, or not as listed.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], checksums: bool = True) -> None:
         self.folder = find_folder(path)
         self.manifest = read_manifest(self.folder)
-        self._files = {
-            name: self._open(name, entry) for name, entry in self.manifest.files.items()
-        }
-        for key, entry in self.manifest.tensors.items():
-            place = self._files[entry.file].layout.get(key)
-            if place is None or place[:2] != (entry.dtype, entry.shape):
-                file = self.folder / entry.file
-                raise damaged(file, f"a '{key}' unlike the manifest's")
+        for name, entry in self.manifest.files.items():
+            _check_size(self.folder / name, entry)
+        listed: dict[str, set[str]] = {name: set() for name in self.manifest.files}
+        for key, tensor in self.manifest.tensors.items():
+            for name, _ in tensor.boxes:
+                listed[name].add(key)
+        self._files = {n: TensorFile(self.folder / n, listed[n]) for n in listed}
+        self._check_layouts(listed)
+        if checksums:
+            self.check_checksums()
 
-    def _open(self, name: str, entry: FileEntry) -> TensorFile:
-        file = self.folder / name
-        check_file(file)
-        size = file.stat().st_size
-        if size != entry.bytes:
-            raise damaged(file, f"{size} bytes where {entry.bytes} were written")
-        opened = TensorFile(file)
-        if checksum(file) != entry.crc32:
-            raise damaged(file, "bytes with another checksum")
-        return opened
+    def _check_layouts(self, listed: Mapping[str, set[str]]) -> None:
+        for key, entry in self.manifest.tensors.items():
+            for name, box in entry.boxes:
+                place = self._files[name].layout.get(key)
+                if place is None or place[:2] != (entry.dtype, box.shape):
+                    raise damaged(
+                        self.folder / name, f"a '{key}' unlike the manifest's"
+                    )
+        for name, file in self._files.items():
+            for key in file.layout.keys() - listed[name]:
+                raise damaged(self.folder / name, f"a '{key}' that is not listed")
+
+    def check_checksums(self) -> None:
+        """Read all files through.
+
+        Raises:
+            CheckpointError: If one was changed since it was written.
+        """
+        for name, entry in self.manifest.files.items():
+            if checksum(self.folder / name) != entry.crc32:
+                raise damaged(self.folder / name, "bytes with another checksum")
 
     def read(self, key: str) -> torch.Tensor:
-        """The tensor of that key, mapped from its file; copy it, do not keep it."""
-        return self._files[self.manifest.tensors[key].file].read(key)
+        """The whole tensor of that key; copy it, do not keep it.
+
+        It is mapped from its file, or put together if it was saved in boxes.
+        """
+        entry = self.manifest.tensors[key]
+        if len(entry.boxes) == 1:
+            return self._files[entry.boxes[0].file].read(key)
+        whole = torch.empty(entry.shape, dtype=entry.dtype)
+        self._copy_box(key, Box.whole(entry.shape), whole)
+        return whole
+
+    def read_into(self, key: str, target: torch.Tensor) -> None:
+        """Copy a saved tensor into one of its global shape, without a detour.
+
+        Args:
+            key: The saved tensor's.
+            target: A plain tensor, or a DTensor, which takes its own part only.
+        """
+        self.read_piece(key, piece_of(target, key))
+
+    def read_piece(self, key: str, piece: Piece) -> None:
+        """Copy a box of a saved tensor into the piece's tensor."""
+        with torch.no_grad():
+            self._copy_box(key, piece.box, piece.tensor)
+
+    def _copy_box(self, key: str, wanted: Box, target: torch.Tensor) -> None:
+        boxes: Sequence[StoredBox] = self.manifest.tensors[key].boxes
+        for index, source, part in overlaps(wanted, [box for _, box in boxes]):
+            stored = self._files[boxes[index].file].read(key)
+            target[part].copy_(stored[source])
+
+
+def _check_size(file: Path, entry: FileEntry) -> None:
+    check_file(file)
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise damaged(file, f"{size} bytes where {entry.bytes} were written")
 
 
 def check_file(file: Path) -> None:

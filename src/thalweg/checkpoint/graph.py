@@ -5,16 +5,19 @@ registered. A variable is named by the first path that leads to it; its further 
 are aliases. A slot is named after its variable, whichever object leads to the slot.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from thalweg.checkpoint.encoding import is_plain
 from thalweg.checkpoint.keys import object_key, slot_key
-from thalweg.errors import CheckpointError, describe, message
+from thalweg.checkpoint.torch_optimizers import TorchSlots, other_state, slots_of_torch
+from thalweg.checkpoint.values import Stateful, Value, extra_state, value_of
+from thalweg.errors import CheckpointError, message
 from thalweg.state import (
     SlotOwner,
     Trackable,
@@ -25,19 +28,8 @@ from thalweg.state import (
 )
 
 EXTRA_STATE = "_extra_state"
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """An object that can give its state as plain values and tensors, and take it."""
-
-    def state_dict(self) -> Any:
-        """The state: None, bool, int, float, str, tensors, lists and dicts of such."""
-        ...
-
-    def load_state_dict(self, state_dict: Any) -> Any:
-        """Take a state that `state_dict` gave."""
-        ...
+OTHER_STATE = "state"
+ITERATIONS = "iterations"
 
 
 class SlotRef(NamedTuple):
@@ -49,17 +41,6 @@ class SlotRef(NamedTuple):
     tensor: torch.Tensor
 
 
-class Value(NamedTuple):
-    """Something that is saved as a value: how to read it, how to put it back.
-
-    `holds_tensors` tells whether its state may contain tensors.
-    """
-
-    get: Callable[[], Any]
-    put: Callable[[Any], object]
-    holds_tensors: bool
-
-
 @dataclass
 class Graph:
     """The parts of a set of objects, by key.
@@ -68,6 +49,7 @@ class Graph:
         tensors: Variables and buffers by the key of their first path.
         aliases: Key of each further path to the key of the first.
         owners: Optimizers by key.
+        holders: All modules and Trackables that were met.
         slots: Slots by key.
         unnamed: Variables that only an optimizer knows, by `unnamed_<i>`.
         values: Plain values and states.
@@ -76,6 +58,7 @@ class Graph:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     owners: dict[str, SlotOwner] = field(default_factory=dict)
+    holders: list[object] = field(default_factory=list)
     slots: dict[str, SlotRef] = field(default_factory=dict)
     unnamed: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
@@ -93,6 +76,11 @@ class Graph:
         first = self.aliases.get(key, key)
         found = self.tensors.get(first)
         return self.unnamed.get(key) if found is None else found
+
+    def count_unnamed(self) -> int:
+        """How many variables with slots no saved object holds."""
+        unnamed = set(map(id, self.unnamed.values()))
+        return len({id(s.variable) for s in self.slots.values()} & unnamed)
 
 
 def build_graph(objects: dict[str, Any]) -> Graph:
@@ -133,51 +121,76 @@ class _Builder:
     def _find_owners(self, root: "_Root") -> None:
         if isinstance(root.value, SlotOwner):
             self._add_owner(root.key(), root.value)
+        elif (owner := slots_of_torch(root.value)) is not None:
+            self._owner_ids[id(root.value)] = root.key()
+            self._graph.owners[root.key()] = owner
+            self._add_slot_ids(owner)
+            others = other_state(owner, self._variable_key)
+            self._graph.values[root.key(OTHER_STATE)] = others
 
     def _add_owner(self, key: str, owner: SlotOwner) -> None:
         if id(owner) in self._owner_ids:
             return
         self._owner_ids[id(owner)] = key
         self._graph.owners[key] = owner
-        getattr(owner, "iterations", None)  # may be made when first asked for
+        getattr(owner, ITERATIONS, None)  # may be made when first asked for
+        self._add_slot_ids(owner)
+
+    def _add_slot_ids(self, owner: SlotOwner) -> None:
         self._slot_ids.update(id(slot) for _, _, slot in owner.slot_variables())
 
     def _find_values(self, root: "_Root") -> None:
         value = root.value
         if not _is_walked(value):
-            _refuse_clash(root.key(), self._graph.values.get(root.key()), None)
-            self._graph.values[root.key()] = _as_value(root)
+            if id(value) not in self._owner_ids:
+                self._add_value(root.key(), value_of(root.key(), value, root.replace))
             return
         for path, found in walk(value):
             if isinstance(found, SlotOwner):
                 self._add_owner(root.key(path), found)
-            if isinstance(found, nn.Module) and _has_extra_state(found):
-                key = root.key(f"{path}.{EXTRA_STATE}" if path else EXTRA_STATE)
-                put = found.set_extra_state
-                self._graph.values[key] = Value(found.get_extra_state, put, True)
+            if not isinstance(found, torch.Tensor):
+                self._graph.holders.append(found)
+            if isinstance(found, nn.Module):
+                _show_shards(found)
+                extra = extra_state(found)
+                if extra is not None:
+                    place = f"{path}.{EXTRA_STATE}" if path else EXTRA_STATE
+                    self._graph.values[root.key(place)] = extra
+
+    def _add_value(self, key: str, value: Value) -> None:
+        _refuse_clash(key, self._graph.values.get(key), None)
+        self._graph.values[key] = value
 
     def _find_tensors(self, root: "_Root") -> None:
         if not _is_walked(root.value):
             return
         names, further = _names(root)
-        elsewhere = self._prefixes_elsewhere(root)
+        elsewhere, hidden = self._owner_paths(root)
         for path, tensor in names.items():
             if id(tensor) not in self._slot_ids and not path.startswith(elsewhere):
                 self._add_tensor(root.key(path), tensor)
-        for path, first in further.items():
-            key = self._keys.get(id(names[first]))
-            if key is not None and root.key(path) != key:
-                self._graph.aliases.setdefault(root.key(path), key)
+        for path, tensor in further.items():
+            key = self._keys.get(id(tensor))
+            if path.startswith(hidden) or key in (None, root.key(path)):
+                continue
+            self._graph.aliases.setdefault(root.key(path), key)
 
-    def _prefixes_elsewhere(self, root: "_Root") -> tuple[str, ...]:
-        """Paths of optimizers inside `root` that are saved under another key."""
+    def _owner_paths(self, root: "_Root") -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Paths of optimizers saved under another key; private ones of the others.
+
+        An optimizer keeps lists of its own of what has a public name, too.
+        """
+        elsewhere, hidden = [], []
         if isinstance(root.value, torch.Tensor):
-            return ()
-        return tuple(
-            f"{path}."
-            for path, found in walk(root.value)
-            if path and self._owner_ids.get(id(found), root.key(path)) != root.key(path)
-        )
+            return (), ()
+        for path, found in walk(root.value):
+            key = self._owner_ids.get(id(found))
+            start = f"{path}." if path else ""
+            if key is not None and key != root.key(path):
+                elsewhere.append(start)
+            elif key is not None:
+                hidden.append(f"{start}_")
+        return tuple(elsewhere), tuple(hidden)
 
     def _add_tensor(self, key: str, tensor: torch.Tensor) -> None:
         first = self._keys.setdefault(id(tensor), key)
@@ -189,15 +202,32 @@ class _Builder:
 
     def _name_slots(self) -> None:
         for owner_key, owner in self._graph.owners.items():
+            if isinstance(owner, TorchSlots):
+                for parameter in owner.parameters():
+                    self._variable_key(parameter)
             for handle, name, slot in owner.slot_variables():
                 variable = handle_of(handle)
-                variable_key = self._keys.get(id(variable))
-                if variable_key is None:
-                    variable_key = f"unnamed_{len(self._graph.unnamed)}"
-                    self._keys[id(variable)] = variable_key
-                    self._graph.unnamed[variable_key] = variable
-                key = slot_key(variable_key, owner_key, name)
+                key = slot_key(self._variable_key(variable), owner_key, name)
                 self._graph.slots[key] = SlotRef(owner_key, variable, name, slot)
+
+    def _variable_key(self, variable: torch.Tensor) -> str:
+        key = self._keys.get(id(variable))
+        if key is None:
+            key = self._keys[id(variable)] = f"unnamed_{len(self._graph.unnamed)}"
+            self._graph.unnamed[key] = variable
+        return key
+
+
+def _show_shards(module: nn.Module) -> None:
+    """Put back the sharded parameters that a forward pass has left gathered.
+
+    A root module under FSDP2 shows gathered ones from its forward pass on, until its
+    backward pass: after a validation, too. The optimizer knows the sharded ones.
+    """
+    # Nobody has sharded a module by a package that has not been imported.
+    package = sys.modules.get("torch.distributed.fsdp")
+    if package is not None and isinstance(module, package.FSDPModule):
+        package.FSDPModule.reshard(module)
 
 
 def _refuse_clash(key: str, old: object, new: object) -> None:
@@ -255,45 +285,36 @@ def _is_walked(value: object) -> bool:
     return isinstance(value, Trackable) and not isinstance(value, Stateful)
 
 
-def _names(root: _Root) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
+def _names(
+    root: _Root,
+) -> tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]:
+    """Variables by their first path, and by each further one."""
     if isinstance(root.value, torch.Tensor):
         return {"": handle_of(root.value)}, {}
     try:
         found = named_variables(root.value)
-        named = {path: handle_of(tensor) for path, tensor in found.items()}
-        return named, aliases(root.value)
+        further = aliases(root.value)
     except ValueError as problem:
         raise CheckpointError(f"Checkpoint '{root.key()}': {problem}") from problem
+    named = {path: handle_of(tensor) for path, tensor in found.items()}
+    others = {path: named[first] for path, first in further.items()}
+    return _with_step_counts(root.value, named), others
 
 
-def _has_extra_state(module: nn.Module) -> bool:
-    return type(module).get_extra_state is not nn.Module.get_extra_state
+def _with_step_counts(
+    value: object, named: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Call the step count of an optimizer `iterations`, wherever it keeps it."""
+    starts: dict[int, str] = {}
+    for path, owner in walk(value):
+        if isinstance(owner, SlotOwner):
+            count = getattr(owner, ITERATIONS, None)
+            if isinstance(count, torch.Tensor):
+                starts[id(handle_of(count))] = f"{path}." if path else ""
 
+    def public(path: str, tensor: torch.Tensor) -> str:
+        start = starts.get(id(tensor))
+        is_private = start is not None and path.startswith(f"{start}_")
+        return f"{start}{ITERATIONS}" if is_private else path
 
-def _as_value(root: _Root) -> Value:
-    value = root.value
-    if isinstance(value, Stateful):
-        return Value(value.state_dict, value.load_state_dict, True)
-    if not is_plain(value):
-        raise CheckpointError(
-            message(
-                f"Checkpoint '{root.key()}'",
-                "a module, a Trackable, an optimizer, a tensor, a plain value, or an "
-                "object with state_dict() and load_state_dict()",
-                describe(value),
-                "Leave it out, or give it these two methods.",
-            )
-        )
-    return Value(lambda: value, lambda new: _put_plain(root, new), False)
-
-
-def _put_plain(root: _Root, new: Any) -> None:
-    """Replace a plain value; a dict or list stays the same object."""
-    old = root.value
-    if isinstance(old, dict) and isinstance(new, dict):
-        old.clear()
-        old.update(new)
-    elif isinstance(old, list) and isinstance(new, list):
-        old[:] = new
-    else:
-        root.replace(new)
+    return {public(path, tensor): tensor for path, tensor in named.items()}

@@ -10,6 +10,7 @@ like another part of a key.
 from typing import NamedTuple
 
 SLOT = ".slot"
+RANK = ".rank"
 HYPER = ".hyper"
 
 
@@ -51,6 +52,16 @@ def slot_key(variable: str, owner: str, slot: str) -> str:
     return f"{variable}/{SLOT}/{owner}/{escape(slot)}"
 
 
+def rank_key(key: str, rank: int) -> str:
+    """Key of what one of several ranks has for itself.
+
+    Example:
+        >>> rank_key("random_state", 1)
+        'random_state/.rank/1'
+    """
+    return f"{key}/{RANK}/{rank}"
+
+
 def parse_slot_key(key: str) -> SlotKey | None:
     """Take a slot's key apart; None if `key` is not a slot's."""
     variable, marker, rest = key.partition(f"/{SLOT}/")
@@ -58,9 +69,14 @@ def parse_slot_key(key: str) -> SlotKey | None:
     return SlotKey(variable, owner, unescape(slot)) if marker and owner else None
 
 
-def hyper_key(owner: str, name: str) -> str:
-    """Name of a hyperparameter in lists of what does not fit."""
-    return f"{owner}/{HYPER}/{escape(name)}"
+def parse_rank_key(key: str) -> str:
+    """The key that all ranks share; the key itself if it is not one rank's."""
+    return key.partition(f"/{RANK}/")[0]
+
+
+def hyper_key(owner: str, name: str = "") -> str:
+    """Name of a hyperparameter, or of all, in lists of what does not fit."""
+    return f"{owner}/{HYPER}/{escape(name)}" if name else f"{owner}/{HYPER}"
 
 
 def unescape(part: str) -> str:

@@ -1,27 +1,38 @@
 """The manifest: what a checkpoint folder holds, checked word for word when read.
 
 It is the last file written, so a folder with a whole manifest is a whole checkpoint.
-It names every file with size and crc32, every tensor with shape and dtype, the
+It names every file with size and crc32, every tensor with dtype and boxes, the
 aliases of tied variables, the hyperparameters of each optimizer, and plain values.
 It carries a checksum of itself, because a wrong learning rate looks like a right one.
 """
 
+import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 
+from thalweg.checkpoint.boxes import Box, is_tiling
 from thalweg.checkpoint.durable import FILE_NAME
 from thalweg.checkpoint.encoding import decode, dump, encode, parse, tensor_keys
-from thalweg.checkpoint.tensor_file import DTYPE_NAMES, check_count, damaged
+from thalweg.checkpoint.tensor_file import (
+    DTYPE_NAMES,
+    LARGEST_RANK,
+    check_count,
+    damaged,
+)
 from thalweg.errors import CheckpointError, describe, message
 
 FORMAT: Final = "thalweg-checkpoint"
 FORMAT_VERSION: Final = 1
 LARGEST_MANIFEST_BYTES: Final = 1 << 28
 BLANK: Final = "00000000"
+CRC: Final = re.compile("[0-9a-f]{8}")
+# The first in the text are the manifest's own: nothing that holds more precedes them.
+OWN_CRC: Final = re.compile(rb'"crc32": "([0-9a-f]{8})"')
+OWN_VERSION: Final = re.compile(rb'"format_version": (\d{1,9})\b')
 FIELDS: Final = {
     "format",
     "format_version",
@@ -43,12 +54,35 @@ class FileEntry(NamedTuple):
     crc32: str
 
 
-class TensorEntry(NamedTuple):
-    """File, shape and dtype of one tensor."""
+class StoredBox(NamedTuple):
+    """A part of a tensor and the file that holds it, under the tensor's key."""
 
     file: str
+    box: Box
+
+
+class TensorEntry(NamedTuple):
+    """Global shape and dtype of one tensor, and the boxes that it is stored as."""
+
     shape: tuple[int, ...]
     dtype: torch.dtype
+    boxes: tuple[StoredBox, ...]
+
+    @classmethod
+    def whole(cls, file: str, shape: tuple[int, ...], dtype: torch.dtype) -> Self:
+        """The entry of a tensor that lies in one file."""
+        return cls(shape, dtype, (StoredBox(file, Box.whole(shape)),))
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest says of the tensor."""
+        return {
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "boxes": [
+                {"file": file, "offset": list(box.offset), "shape": list(box.shape)}
+                for file, box in self.boxes
+            ],
+        }
 
 
 @dataclass(frozen=True)
@@ -58,7 +92,7 @@ class Manifest:
     Attributes:
         step: Applied steps of the first optimizer; None if there was none.
         files: Name of each tensor file to size and checksum.
-        tensors: Key to file, shape and dtype.
+        tensors: Key to global shape, dtype and boxes.
         aliases: Key of a tied variable's other path to the key that holds it.
         hyperparameters: Optimizer's key to encoded values by name.
         values: Key to an encoded plain value or state.
@@ -90,14 +124,7 @@ class Manifest:
                 "crc32": BLANK,
                 "step": self.step,
                 "files": {name: file._asdict() for name, file in self.files.items()},
-                "tensors": {
-                    key: {
-                        "file": entry.file,
-                        "shape": list(entry.shape),
-                        "dtype": str(entry.dtype).removeprefix("torch."),
-                    }
-                    for key, entry in self.tensors.items()
-                },
+                "tensors": {k: entry.to_json() for k, entry in self.tensors.items()},
                 "aliases": self.aliases,
                 "hyperparameters": self.hyperparameters,
                 "values": self.values,
@@ -119,10 +146,19 @@ def _crc_field(crc: str) -> bytes:
     return f'"crc32": "{crc}"'.encode()
 
 
-def _is_sealed(text: bytes, content: dict[str, Any]) -> bool:
-    crc = str(content["crc32"])
-    blank = text.replace(_crc_field(crc), _crc_field(BLANK), 1)
-    return crc == f"{zlib.crc32(blank):08x}"
+def _check_seal(text: bytes) -> None:
+    """Refuse a text that was changed, before anything is made of it."""
+    version = OWN_VERSION.search(text)
+    if version is not None and int(version[1]) != FORMAT_VERSION:
+        raise ValueError(f"format version {int(version[1])}")
+    found = OWN_CRC.search(text)
+    if found is None:
+        raise ValueError("no checksum")
+    view = memoryview(text)
+    begin, end = found.span(1)
+    crc = zlib.crc32(BLANK.encode(), zlib.crc32(view[:begin]))
+    if int(found[1], 16) != zlib.crc32(view[end:], crc):
+        raise ValueError("another checksum")
 
 
 def encode_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
@@ -150,13 +186,12 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         CheckpointError: If the text is not what `Manifest.to_json` can have written.
     """
     try:
+        _check_seal(text)
         content = parse(text)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError("not the manifest of a checkpoint")
         if content.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format version {content.get('format_version')!r}")
-        if not _is_sealed(text, content):
-            raise ValueError("another checksum")
         if set(content) != FIELDS:
             raise ValueError(f"the fields {sorted(set(content) ^ FIELDS)}")
         return _build(content)
@@ -186,20 +221,38 @@ def _file_entry(name: str, entry: dict[str, Any]) -> FileEntry:
     if FILE_NAME.fullmatch(name) is None:
         raise ValueError(f"the file name {name[:80]!r}")
     crc = entry["crc32"]
-    if not isinstance(crc, str) or len(crc) != 8:
+    if not isinstance(crc, str) or CRC.fullmatch(crc) is None:
         raise ValueError(f"the checksum of {name!r}")
     return FileEntry(check_count(entry["bytes"]), crc)
 
 
 def _tensor_entry(entry: dict[str, Any]) -> TensorEntry:
-    shape = tuple(map(check_count, entry["shape"]))
-    return TensorEntry(entry["file"], shape, DTYPE_NAMES[entry["dtype"]])
+    boxes = tuple(
+        StoredBox(box["file"], Box(_counts(box["offset"]), _counts(box["shape"])))
+        for box in entry["boxes"]
+    )
+    return TensorEntry(_counts(entry["shape"]), DTYPE_NAMES[entry["dtype"]], boxes)
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > LARGEST_RANK:
+        raise ValueError(f"{str(value)[:80]} is no shape")
+    return tuple(map(check_count, value))
 
 
 def _check_references(manifest: Manifest) -> None:
     for key, entry in manifest.tensors.items():
-        if entry.file not in manifest.files:
-            raise ValueError(f"'{key}' lies in the file {entry.file!r}, not listed")
+        files = [stored.file for stored in entry.boxes]
+        for file in files:
+            if file not in manifest.files:
+                raise ValueError(f"'{key}' lies in the file {file!r}, not listed")
+        if len(set(files)) != len(files):
+            raise ValueError(f"two boxes of '{key}' in one file")
+        boxes = [stored.box for stored in entry.boxes]
+        if any(len(b.offset) != len(b.shape) for b in boxes) or not is_tiling(
+            entry.shape, boxes
+        ):
+            raise ValueError(f"boxes of '{key}' that are not the whole of it")
     for alias, key in manifest.aliases.items():
         if alias in manifest.tensors or key not in manifest.tensors:
             raise ValueError(f"the alias {alias!r}")

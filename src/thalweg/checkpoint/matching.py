@@ -1,15 +1,23 @@
 """Which saved value goes where, decided completely before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from thalweg.checkpoint.encoding import decode, encode, tensor_keys
 from thalweg.checkpoint.graph import Graph
-from thalweg.checkpoint.keys import SlotKey, hyper_key, parse_slot_key
+from thalweg.checkpoint.keys import (
+    SlotKey,
+    hyper_key,
+    parse_rank_key,
+    parse_slot_key,
+    rank_key,
+)
 from thalweg.checkpoint.manifest import Manifest, TensorEntry
+from thalweg.distribute.collectives import rank
 
 HyperPolicy = Literal["checkpoint", "keep", "error-if-different"]
 HYPER_POLICIES = get_args(HyperPolicy)
@@ -37,31 +45,53 @@ class Match:
     """The outcome of matching a graph with a manifest.
 
     `missing`, `unexpected` and `mismatched` are as in `RestoreStatus`; the other
-    fields say what is to be done.
+    fields say what is to be done. `values` is saved key to key, `owners` are those
+    whose hyperparameters are restored.
     """
 
     copies: list[Copy] = field(default_factory=list)
     creations: list[Creation] = field(default_factory=list)
-    values: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+    owners: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     hyper_differences: list[str] = field(default_factory=list)
 
+    def restored(self) -> list[str]:
+        """Keys in the checkpoint of all that is taken from it."""
+        copied = [copy.saved for copy in self.copies]
+        made = [creation.saved for creation in self.creations]
+        return [*copied, *self.values, *made]
 
-def match(graph: Graph, manifest: Manifest, hyper: HyperPolicy) -> Match:
+
+def match(
+    graph: Graph,
+    manifest: Manifest,
+    hyper: HyperPolicy,
+    taken: Collection[str] = (),
+) -> Match:
     """Match the objects' parts with the saved ones by key.
 
     Args:
         graph: The objects as they are.
         manifest: What the checkpoint holds.
         hyper: With "keep", hyperparameters are not looked at.
+        taken: What has found its place before: keys of tensors and values, and of
+            optimizers with hyperparameters, after `HYPER`.
     """
-    return _Matcher(graph, manifest, hyper).run()
+    return _Matcher(graph, manifest, hyper, taken).run()
 
 
 class _Matcher:
-    def __init__(self, graph: Graph, manifest: Manifest, hyper: HyperPolicy) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        manifest: Manifest,
+        hyper: HyperPolicy,
+        taken: Collection[str],
+    ) -> None:
+        self._taken = taken
         self._graph = graph
         self._manifest = manifest
         self._hyper = hyper
@@ -73,8 +103,7 @@ class _Matcher:
         self._match_tensors()
         self._match_values()
         self._match_slots()
-        if self._hyper != "keep":
-            self._match_hyperparameters()
+        self._match_hyperparameters()
         leftover = (key for key in self._manifest.tensors if key not in self._used)
         self._result.unexpected.extend(leftover)
         return self._result
@@ -94,6 +123,8 @@ class _Matcher:
 
     def _add_copy(self, saved: str, key: str, target: torch.Tensor) -> None:
         self._used.add(saved)
+        if saved in self._taken:
+            return
         difference = _difference(self._manifest.tensors[saved], target)
         if difference:
             self._result.mismatched.append(f"{key}: {difference}")
@@ -102,19 +133,44 @@ class _Matcher:
 
     def _match_values(self) -> None:
         saved = self._manifest.values
+        found = self._own_and_others()
         for key, value in self._graph.values.items():
-            if key not in saved:
+            place = found.get(key, key)
+            if place is None:
+                continue
+            if place not in saved:
                 self._result.missing.append(key)
-            elif tensor_keys(saved[key]) and not value.holds_tensors:
+            elif place in self._taken:
+                continue
+            elif tensor_keys(saved[place]) and not value.holds_tensors:
                 self._result.mismatched.append(
                     f"{key}: a state with tensors in the checkpoint, a plain value"
                 )
             else:
-                self._result.values.append(key)
+                self._result.values[place] = key
         for key, content in saved.items():
             self._used.update(tensor_keys(content))
-            if key not in self._graph.values:
+            if parse_rank_key(key) not in found and key not in self._graph.values:
                 self._result.unexpected.append(key)
+
+    def _own_and_others(self) -> dict[str, str | None]:
+        """Where this rank's part of each value lies that every rank has for itself.
+
+        None where other ranks than this one were saved: there are more ranks now, and
+        the new ones keep what they have.
+        """
+        found: dict[str, str | None] = {}
+        for key, value in self._graph.values.items():
+            if value.is_per_rank:
+                own = rank_key(key, rank())
+                parts = [k for k in self._manifest.values if parse_rank_key(k) == key]
+                if own in parts:
+                    found[key] = own
+                elif key in self._manifest.values:
+                    found[key] = key if rank() == 0 else None
+                elif parts:
+                    found[key] = None
+        return found
 
     def _match_slots(self) -> None:
         existing = {
@@ -132,6 +188,8 @@ class _Matcher:
             key = existing.pop(place, None)
             if key is not None:
                 self._add_copy(saved, key, self._graph.slots[key].tensor)
+            elif saved in self._taken:
+                self._used.add(saved)
             else:
                 self._used.add(saved)
                 creation = Creation(saved, parts.owner, parts.slot, variable)
@@ -150,17 +208,38 @@ class _Matcher:
         }
         for owner in dict.fromkeys([*current, *saved]):
             here, there = current.get(owner, {}), saved.get(owner, {})
-            for name in dict.fromkeys([*here, *there]):
-                key = hyper_key(owner, name)
-                if name not in there:
-                    self._result.missing.append(key)
-                elif name not in here:
-                    self._result.unexpected.append(key)
-                elif here[name] != there[name]:
-                    self._result.hyper_differences.append(
-                        f"{key}: {decode(there[name], key)!r} in the checkpoint, "
-                        f"{decode(here[name], key)!r} in the object"
-                    )
+            self._match_table(owner, here, there)
+            is_new = hyper_key(owner) not in self._taken
+            if is_new and owner in current and owner in saved:
+                self._result.owners.append(owner)
+
+    def _match_table(
+        self, owner: str, here: Mapping[str, Any], there: Mapping[str, Any]
+    ) -> None:
+        missing = [name for name in here if name not in there]
+        unexpected = [name for name in there if name not in here]
+        if missing and unexpected and here and there:
+            self._result.mismatched.append(
+                f"{hyper_key(owner)}: {', '.join(unexpected)} in the checkpoint, "
+                f"{', '.join(missing)} in the object: another kind of optimizer"
+            )
+        elif self._hyper != "keep":
+            if takes_new_hyperparameters(self._graph.owners.get(owner)):
+                unexpected = []
+            self._result.missing.extend(hyper_key(owner, name) for name in missing)
+            self._result.unexpected.extend(hyper_key(owner, n) for n in unexpected)
+            self._result.hyper_differences.extend(
+                f"{hyper_key(owner, name)}: {decode(there[name], owner)!r} in the "
+                f"checkpoint, {decode(here[name], owner)!r} in the object"
+                for name in here
+                if hyper_key(owner) not in self._taken
+                and here[name] != there.get(name, here[name])
+            )
+
+
+def takes_new_hyperparameters(owner: object) -> bool:
+    """Whether an optimizer takes hyperparameters that it does not have yet."""
+    return bool(getattr(owner, "takes_new_hyperparameters", False))
 
 
 def encode_hyperparameters(owner: str, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +252,8 @@ def encode_hyperparameters(owner: str, table: Mapping[str, Any]) -> dict[str, An
 
 
 def _difference(entry: TensorEntry, target: torch.Tensor) -> str:
+    if is_lazy(target):
+        return ""  # it takes any shape
     if target.device.type == "meta":
         return "it lies on the meta device, which holds no numbers"
     if entry.shape == tuple(target.shape) and entry.dtype == target.dtype:

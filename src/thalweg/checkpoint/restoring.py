@@ -1,22 +1,31 @@
 """The only writer of a restore: called when everything has been found to fit."""
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from thalweg.checkpoint.encoding import decode
 from thalweg.checkpoint.folder import Reader
 from thalweg.checkpoint.graph import Graph
 from thalweg.checkpoint.keys import hyper_key
-from thalweg.checkpoint.matching import HyperPolicy, Match
+from thalweg.checkpoint.matching import (
+    HyperPolicy,
+    Match,
+    takes_new_hyperparameters,
+)
+from thalweg.distribute.components import is_distributed
 from thalweg.errors import CheckpointError
-from thalweg.state import handle_of
+from thalweg.state import colocate_with, handle_of, place
+
+logger = logging.getLogger(__name__)
 
 
-def apply(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) -> None:
-    """Write saved values into the objects.
+def carry_out(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) -> None:
+    """Write saved values into the objects, and log hyperparameters that differed.
 
     What belongs to others comes first (hyperparameters, states, slots to be made),
     because only they can refuse; if one does, those before it are put back.
@@ -28,22 +37,35 @@ def apply(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) -> Non
         hyper: With "keep", hyperparameters are left alone.
 
     Raises:
-        CheckpointError: If an object refused its state; the others are as they were.
+        CheckpointError: If hyperparameters differ and may not, or an object refused
+            its state; the others are as they were.
     """
-    values = {key: _decode_value(key, reader) for key in found.values}
+    if hyper == "error-if-different" and found.hyper_differences:
+        differences = "".join(f"\n  {line}" for line in found.hyper_differences)
+        raise CheckpointError(
+            f"Checkpoint.restore: {reader.folder} has other hyperparameters."
+            f'{differences}\nNothing was changed. Pass hyper="checkpoint" or '
+            'hyper="keep".'
+        )
+    _apply(graph, found, reader, hyper)
+    for difference in found.hyper_differences:
+        logger.warning("Checkpoint.restore took the first: %s", difference)
+
+
+def _apply(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) -> None:
+    values = {key: _decode_value(saved, reader) for saved, key in found.values.items()}
     undo: list[Callable[[], object]] = []
     key = ""
     try:
         if hyper != "keep":
-            for key in reader.manifest.hyperparameters:
-                if key in graph.owners:
-                    _restore_hyperparameters(key, graph, reader, undo)
+            for key in found.owners:
+                _restore_hyperparameters(key, graph, reader, undo)
         for key, value in values.items():
             _restore_value(key, value, graph, undo)
         for creation in found.creations:
             key = creation.saved
             owner = graph.owners[creation.owner]
-            tensor = reader.read(key).clone()
+            tensor = _read_like(key, creation.variable, reader)
             owner.restore_slot_variable(creation.slot, creation.variable, tensor)
         _check_made(graph, found, reader)
     except Exception as problem:
@@ -86,7 +108,7 @@ def _restore_hyperparameters(
     saved = {
         name: decode(content, hyper_key(key, name))
         for name, content in reader.manifest.hyperparameters[key].items()
-        if name in before
+        if name in before or takes_new_hyperparameters(owner)
     }
     undo.append(lambda: owner.restore_hyperparameters(before))
     owner.restore_hyperparameters(saved)
@@ -95,10 +117,10 @@ def _restore_hyperparameters(
 def _restore_value(
     key: str, value: Any, graph: Graph, undo: list[Callable[[], object]]
 ) -> None:
-    place = graph.values[key]
-    before = _copied(place.get())
-    undo.append(lambda: place.put(before))
-    place.put(value)
+    own = graph.values[key]
+    before = _copied(own.get())
+    undo.append(lambda: own.put(before))
+    own.put(value)
 
 
 def _copied(value: Any) -> Any:
@@ -114,8 +136,24 @@ def _copied(value: Any) -> Any:
     return value.copy() if hasattr(value, "__array__") else value
 
 
+def _read_like(key: str, variable: torch.Tensor, reader: Reader) -> torch.Tensor:
+    """A slot's saved value, placed as a slot of this variable is."""
+    entry = reader.manifest.tensors[key]
+    if not is_distributed(variable):
+        return reader.read(key).clone()
+    if entry.shape != tuple(variable.shape):
+        with colocate_with(variable):
+            return place(reader.read(key).clone())
+    value = torch.zeros_like(variable, dtype=entry.dtype, requires_grad=False)
+    reader.read_into(key, value)
+    return value
+
+
 def _copy_tensors(found: Match, reader: Reader) -> None:
     """Copy tensor by tensor from the mapped file; autograd sees each write."""
-    with torch.no_grad():
-        for copy in found.copies:
-            copy.target.copy_(reader.read(copy.saved))
+    for copy in found.copies:
+        if is_lazy(copy.target):
+            entry = reader.manifest.tensors[copy.saved]
+            target: Any = copy.target
+            target.materialize(entry.shape, dtype=entry.dtype)
+        reader.read_into(copy.saved, copy.target)

@@ -1,23 +1,46 @@
 """From a graph to what is written: tensors by key, and the rest of the manifest."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from thalweg.checkpoint.encoding import encode
 from thalweg.checkpoint.graph import Graph
-from thalweg.checkpoint.keys import escape
+from thalweg.checkpoint.keys import escape, rank_key
 from thalweg.checkpoint.manifest import Manifest, encode_metadata
 from thalweg.checkpoint.matching import encode_hyperparameters
 from thalweg.checkpoint.tensor_file import CODES
+from thalweg.distribute.collectives import rank, world_size
+from thalweg.distribute.components import is_distributed, local_tensor
 from thalweg.errors import CheckpointError, describe, message
 
 
-def take_snapshot(
-    graph: Graph, metadata: dict[str, Any] | None
-) -> tuple[dict[str, torch.Tensor], Manifest]:
+class Snapshot(NamedTuple):
+    """What a save writes.
+
+    Attributes:
+        tensors: Tensors by key, those of the objects themselves.
+        manifest: The manifest without files, tensors, and values of single ranks.
+        own_values: Encoded values that only this rank has, by key.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    manifest: Manifest
+    own_values: dict[str, Any]
+
+    def with_values(self, values: Iterable[Mapping[str, Any]]) -> Manifest:
+        """The manifest with the own values of all ranks."""
+        merged = dict(self.manifest.values)
+        for own in values:
+            merged.update(own)
+        return replace(self.manifest, values=merged)
+
+
+def take_snapshot(graph: Graph, metadata: dict[str, Any] | None) -> Snapshot:
     """Collect everything that a save writes, before it writes anything.
 
     Args:
@@ -25,31 +48,35 @@ def take_snapshot(
         metadata: The caller's own plain values.
 
     Returns:
-        Tensors by key (those of the objects, not copied), and the manifest without
-        files and tensors.
+        Tensors by key (those of the objects, not copied), and the rest.
 
     Raises:
         CheckpointError: If something cannot be stored, or two come by one name; all
             tensors that cannot be stored are listed.
     """
-    tensors = dict(graph.tensors)
+    tensors = {key: one for key, one in graph.tensors.items() if not is_lazy(one)}
     tensors.update({key: slot.tensor for key, slot in graph.slots.items()})
-    values = {
-        key: _encode_value(key, value.get(), tensors)
-        for key, value in graph.values.items()
-    }
+    shared: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for key, value in graph.values.items():
+        if value.is_per_rank and world_size() > 1:
+            place = rank_key(key, rank())
+            own[place] = _encode_value(place, value.get(), tensors)
+        else:
+            shared[key] = _encode_value(key, value.get(), tensors)
     _check_storable(tensors)
     hyperparameters = {
         key: encode_hyperparameters(key, owner.hyperparameters())
         for key, owner in graph.owners.items()
     }
-    return tensors, Manifest(
+    manifest = Manifest(
         step=graph.step,
         aliases=graph.aliases,
         hyperparameters=hyperparameters,
-        values=values,
+        values=shared,
         metadata=encode_metadata(metadata),
     )
+    return Snapshot(tensors, manifest, own)
 
 
 def _encode_value(key: str, value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -82,14 +109,16 @@ def _check_storable(tensors: Mapping[str, torch.Tensor]) -> None:
         raise CheckpointError(
             message(
                 "Checkpoint.save",
-                "whole dense tensors of a dtype that safetensors knows",
+                "dense tensors of a dtype that safetensors knows",
                 "".join(refused),
-                "Gather sharded ones, convert others, or leave them out.",
+                "Convert them, or leave them out.",
             )
         )
 
 
 def _is_storable(tensor: torch.Tensor) -> bool:
+    if is_distributed(tensor):
+        tensor = local_tensor(tensor)
     if is_traceable_wrapper_subclass(tensor) or tensor.is_meta:
         return False
     return tensor.layout == torch.strided and tensor.dtype in CODES

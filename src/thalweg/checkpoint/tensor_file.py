@@ -8,8 +8,9 @@ the reader maps the file, so its tensors cost no memory until they are touched.
 
 import math
 import mmap
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,12 @@ from thalweg.errors import CheckpointError, message
 LENGTH: Final = struct.Struct("<Q")
 ALIGNMENT: Final = 8
 LARGEST_HEADER_BYTES: Final = 100_000_000
+LARGEST_RANK: Final = 64
+# No entry takes more beside its key, which may be spelt \uXXXX, however it is indented.
+ENTRY_BYTES: Final = 4096
+
+# None where the system does not offer it; mapped pages then count until the end.
+DROP_PAGES: Final = getattr(mmap, "MADV_DONTNEED", None)
 
 CODES: Final[dict[torch.dtype, str]] = {
     torch.float64: "F64",
@@ -103,46 +110,56 @@ class TensorFile:
 
     Args:
         path: The file.
+        keys: The tensors that it should hold; a header that is too long for them is
+            not even read.
 
     Raises:
         CheckpointError: If header and file do not agree (torn, cut, overlapping).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: Collection[str] | None = None) -> None:
         self.path = path
-        size = path.stat().st_size
+        largest = LARGEST_HEADER_BYTES
+        if keys is not None:
+            room = sum(ENTRY_BYTES + 6 * len(key) for key in keys)
+            largest = min(largest, ENTRY_BYTES + room)
         with open(path, "rb") as file:
-            header, start = _read_header(file.read, size, path)
-            self._map = (
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                if size > start
-                else None
-            )
-        self._start = start
-        self.layout = _check_layout(header, size - start, path)
+            size = os.fstat(file.fileno()).st_size
+            header, self._start = _read_header(file.read, size, path, largest)
+            self.layout = _check_layout(header, size - self._start, path)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read(self, key: str) -> torch.Tensor:
-        """The tensor of that key, on the CPU; it shares memory with the mapping."""
-        place = self.layout[key]
-        if place.begin == place.end or self._map is None:
+        """The tensor of that key, on the CPU; it shares memory with the mapping.
+
+        Memory that reading other tensors took is given back, so that all of them
+        together take no more than the largest.
+        """
+        place, mapped = self.layout[key], self._map
+        if place.begin == place.end:
             return torch.empty(place.shape, dtype=place.dtype)
+        if DROP_PAGES is not None:
+            # Tensors given before stay valid: what is touched again is read again.
+            mapped.madvise(DROP_PAGES)
         offset = self._start + place.begin
         count = math.prod(place.shape)
         if offset % place.dtype.itemsize:
-            piece = bytearray(self._map[offset : self._start + place.end])
+            piece = bytearray(mapped[offset : self._start + place.end])
             flat = torch.frombuffer(piece, dtype=place.dtype, count=count)
         else:
             flat = torch.frombuffer(
-                self._map, dtype=place.dtype, count=count, offset=offset
+                mapped, dtype=place.dtype, count=count, offset=offset
             )
         return flat.reshape(place.shape)
 
 
-def _read_header(read: Any, size: int, path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(
+    read: Any, size: int, path: Path, largest: int
+) -> tuple[dict[str, Any], int]:
     if size < LENGTH.size:
         raise damaged(path, f"a file of {size} bytes")
     (length,) = LENGTH.unpack(read(LENGTH.size))
-    if length > min(size - LENGTH.size, LARGEST_HEADER_BYTES):
+    if length > min(size - LENGTH.size, largest):
         raise damaged(path, f"a header of {length} bytes in a file of {size}")
     try:
         header = parse(read(length))
@@ -170,6 +187,8 @@ def _check_entry(key: str, entry: Any, path: Path) -> Layout:
     try:
         dtype = DTYPES[entry["dtype"]]
         shape = tuple(map(check_count, entry["shape"]))
+        if len(shape) > LARGEST_RANK:
+            raise ValueError("too many dimensions")
         begin, end = map(check_count, entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as problem:
         raise damaged(path, f"a malformed entry for '{key}'") from problem
@@ -189,9 +208,13 @@ def check_count(value: object) -> int:
     raise ValueError(f"{value!r} is not a size")
 
 
-def damaged(path: Path, got: str) -> CheckpointError:
+class DamagedError(CheckpointError):
+    """A file that cannot be what was written; another checkpoint may be sound."""
+
+
+def damaged(path: Path, got: str) -> DamagedError:
     """The error for a file that cannot be what was written."""
-    return CheckpointError(
+    return DamagedError(
         message(
             f"Checkpoint: {path}",
             "a whole file as it was written",

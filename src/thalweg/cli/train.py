@@ -39,6 +39,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Go on from this checkpoint or run.")
     ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Save after so many steps, too.")
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on a line.")
     ] = False,
@@ -57,6 +60,7 @@ def train(
         out=out or Path("runs") / task,
         strategy=strategy,
         resume=resume,
+        save_every=save_every,
         device=device,
     )
     _show(_train(task, options), json)

@@ -19,7 +19,7 @@ from thalweg.optimizers.inspection import Inspection
 from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
-from thalweg.state import Variable, name_of, set_name
+from thalweg.state import Variable, listeners, name_of, set_name
 from thalweg.step import Batch, NonFinite, Transforms, refuse_nonfinite
 
 __all__ = ["Optimizer", "OptimizerV2"]
@@ -222,6 +222,8 @@ class Optimizer(Inspection):
                 constraint has a sparse gradient.
         """
         del name
+        for tell in listeners.steps:
+            tell(self)
         self._refuse_cross_replica()
         pairs = list(grads_and_vars)
         joins = experimental_aggregate_gradients

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from thalweg.errors import describe, message
+from thalweg.state import listeners
 from thalweg.state.wrappers import is_wrapper_segment
 
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
@@ -124,6 +125,8 @@ class Trackable:
             if untracked:
                 untracked.discard(name)
             super().__setattr__(name, value)
+            for tell in listeners.attributes:
+                tell(self, value)
 
     @property
     def variables(self) -> VariableList:

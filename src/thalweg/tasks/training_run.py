@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from thalweg import distribute, optimizers
-from thalweg.checkpoint import Checkpoint
+from thalweg.checkpoint import Checkpoint, RandomState
 from thalweg.errors import CheckpointError, message, nearest
 from thalweg.tasks.curves import draw_curves
 from thalweg.tasks.task import Problem, Task
@@ -42,6 +42,7 @@ class Options:
         out: Folder for checkpoint, curves and history.
         strategy: One of `STRATEGIES`.
         resume: Checkpoint to go on from, or the folder of an earlier run.
+        save_every: Save after so many steps, too, not only after epochs.
         device: Where to train, such as "cuda"; chosen by the strategy by default.
         verbose: As for `Model.fit`: 0 silent, 1 a live bar on a terminal and lines
             elsewhere, 2 a line an epoch.
@@ -55,6 +56,7 @@ class Options:
     out: Path = Path("runs")
     strategy: str = "default"
     resume: Path | None = None
+    save_every: int | None = None
     device: str | None = None
     verbose: int = 1
 
@@ -110,14 +112,23 @@ class _Run:
         """Keep an epoch: its logs, and a checkpoint that is whole or the last one."""
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
+        self.keep()
+
+    def keep(self) -> None:
+        """Save where the run stands, in the middle of an epoch, too."""
         path = self.folder / CHECKPOINT_FOLDER
         self.checkpoint.save(path, overwrite=True, metadata={"history": self.history})
 
 
 class _SaveEpoch(Callback):
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _Run, save_every: int | None) -> None:
         super().__init__()
-        self._run = run
+        self._run, self._save_every = run, save_every
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Save in the middle of an epoch, where that was asked for."""
+        if self._save_every and (batch + 1) % self._save_every == 0:
+            self._run.keep()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Save after every epoch, so that a broken run can go on."""
@@ -170,7 +181,7 @@ def train(
 
 
 def _check(options: Options) -> None:
-    for name in ("epochs", "batch_size"):
+    for name in ("epochs", "batch_size", "save_every"):
         value = getattr(options, name)
         if value is not None and value < 1:
             action = f"Pass --{name.replace('_', '-')} 1 or more."
@@ -226,12 +237,18 @@ def _prepare(task: Task, problem: Problem, options: Options) -> _Run:
     chosen = _optimizer(task, options)
     model = problem.build_model()
     model.compile(chosen, loss=problem.loss, metrics=list(problem.metrics))
-    checkpoint = Checkpoint(model=model, optimizer=chosen, position=model.data_position)
+    checkpoint = Checkpoint(
+        model=model,
+        optimizer=chosen,
+        position=model.data_position,
+        random_state=RandomState(),
+    )
     run = _Run(model, checkpoint, {}, options.out.absolute())
     if options.resume is not None:
         path = _resumed_folder(options.resume)
         keep = options.learning_rate is not None
-        checkpoint.restore(path, hyper="keep" if keep else "checkpoint")
+        status = checkpoint.restore(path, hyper="keep" if keep else "checkpoint")
+        status.assert_consumed()
         run.history.update(checkpoint.read_metadata(path).get("history", {}))
     return run
 
@@ -262,7 +279,7 @@ def _fit(task: Task, problem: Problem, options: Options, run: _Run) -> float:
         batch_size=options.batch_size or task.batch_size,
         epochs=options.epochs or task.epochs,
         validation_data=(problem.test.x, problem.test.y),
-        callbacks=[_SaveEpoch(run)],
+        callbacks=[_SaveEpoch(run, options.save_every)],
         verbose=options.verbose,
     )
     return time.perf_counter() - start

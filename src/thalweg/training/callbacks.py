@@ -111,16 +111,41 @@ class EarlyStopping(Callback):
         self.stopped_epoch: int | None = None
         self.best_epoch: int | None = None
         self._weights: dict[str, Any] | None = None
+        self._is_restored = False
+        self._reset()
 
-    def on_train_begin(self, logs: Logs = None) -> None:
-        """Forget earlier runs."""
-        del logs
+    def _reset(self) -> None:
         monitor, mode, min_delta = self._settings
         self._monitor = _Monitor("EarlyStopping", monitor, mode, min_delta)
         if self.baseline is not None:
             self._monitor.best = self.baseline
         self._waited = 0
         self.stopped_epoch = self.best_epoch = self._weights = None
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Forget earlier runs, except one that was restored."""
+        del logs
+        if not self._is_restored:
+            self._reset()
+        self._is_restored = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint saves."""
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "waited": self._waited,
+            "weights": self._weights,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave; the next run goes on with it."""
+        self._reset()
+        self._monitor.best = state_dict["best"]
+        self.best_epoch = state_dict["best_epoch"]
+        self._waited = state_dict["waited"]
+        self._weights = state_dict["weights"]
+        self._is_restored = True
 
     @property
     def best(self) -> float:

@@ -7,6 +7,8 @@ passes over the batches it has seen.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from thalweg.distribute import broadcast
 from thalweg.distribute.collectives import communication_device
 from thalweg.errors import message
 
-_KEYS = {"epoch", "batch", "generator"}
+_KEYS = {"epoch", "batch", "generator", "random"}
 
 
 class DataPosition:
@@ -45,6 +47,7 @@ class DataPosition:
         self.first_epoch = 0
         self._generator = torch.Generator()
         self._state = self._generator.get_state()
+        self._random = torch.get_rng_state()
         self._is_restored = False
 
     def start(self, epoch: int, replicas: int = 1) -> None:
@@ -75,17 +78,44 @@ class DataPosition:
         self._generator.set_state(self._state)
         return torch.randperm(count, generator=self._generator)
 
+    def iterate(self, batches: Iterable[Any], skip: int) -> Iterator[Any]:
+        """Begin an epoch of somebody's batches, past those that were trained on.
+
+        What a loader draws from torch's default generator, such as an order, it draws
+        as it did in the run before; the generator is then left as it was.
+
+        Args:
+            batches: The batches of a whole epoch.
+            skip: How many of them were trained on.
+
+        Returns:
+            The others.
+        """
+        now = torch.get_rng_state()
+        if not skip:
+            self._random = now
+            return iter(batches)
+        torch.set_rng_state(self._random)
+        try:
+            iterator = iter(batches)
+            for _ in itertools.islice(iterator, skip):
+                pass
+        finally:
+            torch.set_rng_state(now)
+        return iterator
+
     def finish_epoch(self) -> None:
         """Go on to the start of the next epoch."""
         self.epoch, self.batch = self.epoch + 1, 0
         self._state = self._generator.get_state()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs: two numbers and a uint8 tensor."""
+        """Return what `load_state_dict` needs: two numbers and two uint8 tensors."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,
             "generator": self._state.clone(),
+            "random": self._random.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,6 +135,7 @@ class DataPosition:
             )
         self._generator.set_state(state["generator"])
         self._state = state["generator"].clone()
+        self._random = state["random"].clone()
         self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
         self._is_restored = True
 

@@ -26,14 +26,26 @@ class History(Callback):
         super().__init__()
         self.history: dict[str, list[float]] = {}
         self.epoch: list[int] = []
+        self._is_restored = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Start anew."""
+        """Start anew, or go on with what was restored."""
         del logs
-        self.history, self.epoch = {}, []
+        if not self._is_restored:
+            self.history, self.epoch = {}, []
+        self._is_restored = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Take in the figures of one epoch."""
         self.epoch.append(epoch)
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint saves."""
+        return {"history": self.history, "epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave; the next run goes on with it."""
+        self.history, self.epoch = state_dict["history"], state_dict["epoch"]
+        self._is_restored = True

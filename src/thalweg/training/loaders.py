@@ -40,7 +40,12 @@ class IterableSource(AbstractSource):
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)  # pyright: ignore[reportOptionalMemberAccess]
         batches = self._batches if self._iterator is None else self._iterator
-        for batch in itertools.islice(batches, skip, None):
+        position = self._options.position
+        if position is None:
+            rest = itertools.islice(batches, skip, None)
+        else:
+            rest = position.iterate(batches, skip)
+        for batch in rest:
             yield finished(batch, self._options, self.check)
 
 

@@ -8,7 +8,9 @@ from torch import nn
 
 from tests.unit.checkpoint.slot_keeper import SlotKeeper
 from thalweg.checkpoint.graph import build_graph
+from thalweg.checkpoint.keys import parse_slot_key
 from thalweg.errors import CheckpointError
+from thalweg.optimizers import Adam, Nadam
 from thalweg.state import Trackable, Variable, as_variable
 
 
@@ -93,6 +95,38 @@ def test_an_optimizer_inside_an_object_is_found_there():
     assert list(graph.tensors) == ["gan/generator.weight", "optimizer/iterations"]
     assert "gan/generator.weight/.slot/optimizer/m" in graph.slots
     assert list(graph.owners) == ["optimizer"]
+
+
+def test_an_optimizer_is_known_by_its_public_names():
+    model, optimizer = nn.Linear(2, 1), Nadam()
+    optimizer.build(model)
+    holder: Any = Trackable()
+    holder.optimizer = Adam()
+    graph = build_graph({"model": model, "optimizer": optimizer, "holder": holder})
+    own = [key for key in graph.tensors if key.startswith("optimizer")]
+    assert "optimizer/iterations" in own
+    assert not any("/_" in key or "._" in key for key in own)
+    assert "holder/optimizer.iterations" in graph.tensors
+    assert graph.aliases == {}
+    shared: Any = Trackable()
+    shared.step = optimizer.iterations
+    graph = build_graph({"shared": shared, "model": model, "optimizer": optimizer})
+    assert "optimizer/iterations" not in graph.tensors
+    assert graph.aliases == {"optimizer/iterations": "shared/step"}
+
+
+def test_names_that_look_like_other_parts_of_a_key_are_escaped():
+    model = nn.Module()
+    model.register_parameter("a/b", nn.Parameter(torch.ones(1)))
+    odd: Any = Trackable()
+    odd.table = {".slot": Variable([1.0]), "x/.slot/o/m": Variable([2.0])}
+    graph = build_graph({"m/n": model, ".slot": odd})
+    assert list(graph.tensors) == [
+        "m%2Fn/a%2Fb",
+        "%2Eslot/table.%252Eslot",
+        "%2Eslot/table.x%2F%252Eslot%2Fo%2Fm",
+    ]
+    assert all(parse_slot_key(key) is None for key in graph.tensors)
 
 
 def test_variables_of_no_saved_object_are_unnamed():

@@ -23,14 +23,15 @@ MANIFEST = Manifest(
     step=12,
     files={FILE: FileEntry(400, "0123abcd")},
     tensors={
-        "model/a": TensorEntry(FILE, (3, 4), torch.bfloat16),
-        "rng/state": TensorEntry(FILE, (8,), torch.uint8),
+        "model/a": TensorEntry.whole(FILE, (3, 4), torch.bfloat16),
+        "rng/state": TensorEntry.whole(FILE, (8,), torch.uint8),
     },
     aliases={"model/b": "model/a"},
     hyperparameters={"optimizer": {"learning_rate": {"$float": "0x1.0p-3"}}},
     values={"epoch": 3, "rng": {"state": {"$tensor": "rng/state"}}},
     metadata=encode_metadata({"accuracy": 0.97}),
 )
+BOX = ["tensors", "model/a", "boxes", 0]
 PLACE = Path("folder/manifest.json")
 
 
@@ -45,9 +46,9 @@ def test_the_text_is_strict_json_as_documented():
     assert content["format"] == "thalweg-checkpoint"
     assert content["format_version"] == 1
     assert content["tensors"]["model/a"] == {
-        "file": FILE,
         "shape": [3, 4],
         "dtype": "bfloat16",
+        "boxes": [{"file": FILE, "offset": [0, 0], "shape": [3, 4]}],
     }
     assert content["metadata"] == {"accuracy": {"$float": (0.97).hex()}}
 
@@ -83,9 +84,18 @@ def changed(path, value):
         (["files", FILE, "bytes"], 2**70),
         (["files", FILE, "crc32"], 7),
         (["tensors"], None),
-        (["tensors", "model/a", "file"], "missing.safetensors"),
-        (["tensors", "model/a", "file"], ["x"]),
+        ([*BOX, "file"], "missing.safetensors"),
+        ([*BOX, "file"], ["x"]),
+        ([*BOX, "offset"], [1, 0]),
+        ([*BOX, "offset"], [-1, 0]),
+        ([*BOX, "offset"], [0]),
+        ([*BOX, "shape"], [4, 4]),
+        ([*BOX, "shape"], [3, 2**62]),
+        (["tensors", "model/a", "boxes"], []),
+        (["tensors", "model/a", "boxes"], 3),
+        (["tensors", "model/a", "boxes"], [3]),
         (["tensors", "model/a", "shape"], [-3]),
+        (["tensors", "model/a", "shape"], [1] * 65),
         (["tensors", "model/a", "shape"], 3),
         (["tensors", "model/a", "dtype"], "float31"),
         (["tensors", "model/a"], 3),
@@ -102,6 +112,39 @@ def changed(path, value):
 def test_a_malformed_manifest_is_refused_with_file_and_reason(path, value):
     with pytest.raises(CheckpointError, match=r"manifest\.json.*malformed manifest"):
         parse_manifest(changed(path, value), PLACE)
+
+
+def two_boxes(first, second, files=(FILE, "second.safetensors")):
+    entry = {"bytes": 400, "crc32": "0123abcd"}
+    content = json.loads(MANIFEST.to_json())
+    content["files"]["second.safetensors"] = entry
+    content["tensors"]["model/a"]["boxes"] = [
+        {"file": file, "offset": offset, "shape": shape}
+        for file, (offset, shape) in zip(files, (first, second), strict=True)
+    ]
+    return seal(content)
+
+
+def test_boxes_have_to_be_the_whole_tensor():
+    upper, lower = ([0, 0], [1, 4]), ([1, 0], [2, 4])
+    manifest = parse_manifest(two_boxes(upper, lower), PLACE)
+    assert manifest.tensors["model/a"].boxes[1].box == ((1, 0), (2, 4))
+    assert parse_manifest(manifest.to_json(), PLACE) == manifest
+    for first, second in [
+        (upper, ([0, 0], [2, 4])),
+        (upper, ([1, 0], [1, 4])),
+        (upper, ([1, 0], [2, 5])),
+        (([0, 0], [0, 4]), ([0, 0], [3, 4])),
+    ]:
+        with pytest.raises(CheckpointError, match="not the whole of it"):
+            parse_manifest(two_boxes(first, second), PLACE)
+    with pytest.raises(CheckpointError, match="two boxes of 'model/a' in one file"):
+        parse_manifest(two_boxes(upper, lower, (FILE, FILE)), PLACE)
+
+
+def test_a_later_format_is_named():
+    with pytest.raises(CheckpointError, match="format version 2"):
+        parse_manifest(changed(["format_version"], 2), PLACE)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"3", b"{}", b"\xff", b'{"a":1,"a":1}'])

@@ -80,7 +80,7 @@ def test_another_optimizer_is_refused_with_the_list(tmp_path):
     train(model, optimizer, range(1))
     path = Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "save")
     other = SGD(0.5)
-    with pytest.raises(CheckpointError, match=r"optimizer/\.hyper/beta_1"):
+    with pytest.raises(CheckpointError, match=r"beta_1, .* another kind of"):
         Checkpoint(model=model, optimizer=other).restore(path)
     assert other.learning_rate == 0.5
     assert int(other.iterations) == 0

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from thalweg.errors import CheckpointError
-from thalweg.tasks import Options, Problem, Split, Task, train
+from thalweg.tasks import Options, Problem, Split, Task, train, training_run
 from thalweg.training import Model
 
 
@@ -93,6 +94,30 @@ def test_resume_goes_on_as_if_the_run_had_not_ended(tmp_path: Path) -> None:
     assert len(part.history["loss"]) == 2
     assert rest.steps == whole.steps == 5 * 4
     assert rest.history == whole.history
+    assert rest.figure == whole.figure
+
+
+def test_a_run_broken_in_the_middle_of_an_epoch_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(LINE, options(tmp_path / "whole", epochs=3))
+    save_whole = training_run.Checkpoint.save
+    saves: list[str] = []
+
+    def save(checkpoint: Any, *arguments: Any, **named: Any) -> str:
+        saves.append(save_whole(checkpoint, *arguments, **named))
+        if len(saves) == 3:  # after step 3, epoch 1, step 7
+            raise KeyboardInterrupt
+        return saves[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run.Checkpoint, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(LINE, options(tmp_path / "part", epochs=3, save_every=3))
+    rest = train(
+        LINE, options(tmp_path / "rest", epochs=3, seed=9, resume=tmp_path / "part")
+    )
+    assert rest.steps == whole.steps
     assert rest.figure == whole.figure
 
 
