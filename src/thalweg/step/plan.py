@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._C import DisableTorchFunctionSubclass
 from torch.autograd.graph import increment_version
 
 from thalweg.compiler import Kernel, KernelKey, compile_rules, interpret, reads_shape
@@ -87,8 +88,13 @@ class Plan:
         self._loaded: Loaded = (), {}
         self._norms: dict[bool, SquaredNorms] = {}
         self._interpreted = [(i, m) for i, m in enumerate(members) if not has_kernel[i]]
+        # Aliases of torch's own class share the version counter, and are counted up
+        # in half the time that a subclass takes.
         self._written = [
-            t for i, m in enumerate(members) if has_kernel[i] for t in m.tensors
+            t.detach()
+            for i, m in enumerate(members)
+            if has_kernel[i]
+            for t in m.tensors
         ]
 
     @staticmethod
@@ -246,7 +252,8 @@ class Plan:
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
-    return list(map(torch.Tensor.data_ptr, tensors))
+    with DisableTorchFunctionSubclass():  # a subclass would be asked for overrides
+        return list(map(torch.Tensor.data_ptr, tensors))
 
 
 def _check_tensors(
