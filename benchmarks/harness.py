@@ -23,6 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (
     *("thalweg", "torch", "numpy", "keras", "typer"),
     *("jax", "optax", "tensorflow", "tensorflow-cpu", "fbgemm-gpu-cpu"),
+    *("transformers", "accelerate"),
 )
 
 

@@ -7,10 +7,39 @@ from typing import Any
 
 import torch
 
+from thalweg.errors import message
 from thalweg.optimizers import Optimizer
 from thalweg.optimizers.per_variable import Override
 
-__all__ = ["forget", "override_numbers", "restore_slot"]
+__all__ = ["STEP", "check_slots", "forget", "override_numbers", "restore_slot"]
+
+
+STEP = "step"
+"""Key of the count of applied steps in the state of every parameter."""
+
+
+def check_slots(optimizer: Optimizer, state: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Refuse the state of another kind of optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        state: Saved state of its parameters.
+
+    Raises:
+        ValueError: If there is a key that no slot of the optimizer has.
+    """
+    known = {STEP, *optimizer.state_variables(), *optimizer.active_slots()}
+    known.update(optimizer.get_slot_names())
+    strange = {name for own in state.values() for name in own} - known
+    if strange and optimizer.active_slots():
+        raise ValueError(
+            message(
+                f"{type(optimizer).__name__}.load_state_dict",
+                f"state named {sorted(known)}",
+                f"{sorted(strange)}",
+                "Load it into an optimizer of the class that it was saved from.",
+            )
+        )
 
 
 def override_numbers(

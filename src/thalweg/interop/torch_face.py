@@ -24,14 +24,18 @@ from thalweg.interop.group_numbers import (
     numbers_of,
     numbers_shown,
 )
-from thalweg.interop.slot_owner import forget, override_numbers, restore_slot
+from thalweg.interop.slot_owner import (
+    STEP,
+    check_slots,
+    forget,
+    override_numbers,
+    restore_slot,
+)
 from thalweg.interop.state_matching import check_shapes, match_parameters
 from thalweg.optimizers.slots import check_variable
 from thalweg.state import Variable, name_of, register_names
 
 __all__ = ["TorchFace", "as_torch"]
-
-_STEP = "step"
 
 
 def as_torch(optimizer: Any, model: Any) -> TorchFace:
@@ -269,7 +273,7 @@ class TorchFace(torch.optim.Optimizer):
     def _publish(self) -> None:
         """Put slots and counts where torch keeps state."""
         owner = self._wrapped
-        shared = {_STEP: owner.iterations, **owner.state_variables()}
+        shared = {STEP: owner.iterations, **owner.state_variables()}
         found: dict[Any, dict[str, Any]] = {p: dict(shared) for p in self._built}
         for variable, name, slot in owner.slot_variables():
             if variable in found:
@@ -293,7 +297,7 @@ class TorchFace(torch.optim.Optimizer):
         owner = self._wrapped
         gone = [p for p in self._built if not state.get(p)]
         forget(owner, gone, resets=not any(state.values()))
-        shared = {_STEP: owner.iterations, **owner.state_variables()}
+        shared = {STEP: owner.iterations, **owner.state_variables()}
         with torch.no_grad():
             for parameter, own in state.items():
                 for name, value in own.items():
@@ -302,7 +306,7 @@ class TorchFace(torch.optim.Optimizer):
             for name, target in shared.items():
                 saved = [float(own[name]) for own in state.values() if name in own]
                 if saved:
-                    target.fill_(max(saved) if name == _STEP else saved[0])
+                    target.fill_(max(saved) if name == STEP else saved[0])
         self._built, self._published = [], []
         if state:
             self._build()
@@ -348,7 +352,7 @@ class TorchFace(torch.optim.Optimizer):
         groups = copy.deepcopy(saved["param_groups"])
         match = match_parameters(where, self.param_groups, groups)
         check_shapes(where, saved["state"], match)
-        self._check_slots(saved["state"])
+        check_slots(self._wrapped, saved["state"])
         self._load_groups(match.groups)
         state = {match.parameters[k]: dict(own) for k, own in saved["state"].items()}
         if state or self.state:
@@ -369,22 +373,6 @@ class TorchFace(torch.optim.Optimizer):
         for own, table in zip(numbers, self._overrides, strict=True):
             for name, cell in table.items():
                 cell.value = own[name]
-
-    def _check_slots(self, state: dict[Any, dict[str, Any]]) -> None:
-        """Refuse the state of another kind of optimizer."""
-        owner = self._wrapped
-        known = {_STEP, *owner.state_variables(), *owner.active_slots()}
-        known.update(owner.get_slot_names())
-        strange = {name for own in state.values() for name in own} - known
-        if strange and owner.active_slots():
-            raise ValueError(
-                message(
-                    f"{type(owner).__name__}.load_state_dict",
-                    f"state named {sorted(known)}",
-                    f"{sorted(strange)}",
-                    "Load it into an optimizer of the class that it was saved from.",
-                )
-            )
 
     # -- copies ---------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from thalweg.distribute import is_distributed
 from thalweg.errors import message
 from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.keras2 import Keras2Protocol
@@ -60,7 +61,7 @@ class OneByOne(GradientHooks, Keras2Protocol):
             self._applies_by_hand
             and extended.has_default_update
             and Plan.can_fold(gradients)
-            and Plan.can_fold(variables)
+            and all(v.is_cpu and not is_distributed(v) for v in variables)
         )
         return Recognition(variables, gradients) if is_simple else None
 
