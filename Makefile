@@ -48,8 +48,11 @@ format: setup $(VENV)/.installed-test  ## Rewrite the sources in the project's f
 	$(BIN)/ruff format $(SOURCES)
 
 bench: setup $(VENV)/.installed-bench  ## Measure; results go to benchmarks/results.
-	$(BIN)/python -m benchmarks.import_time
-	$(BIN)/python -m benchmarks.fit
+	for name in import_time fit step sparse compile raw_op dropin; do \
+	  $(BIN)/python -m benchmarks.$$name || exit; done
+	$(BIN)/python -m benchmarks.trainers --threads 1
+	$(BIN)/python -m benchmarks.fsdp2
+	$(BIN)/python -m benchmarks.reliability
 
 docs: setup $(VENV)/.installed-docs  ## Write the pages of the public interface into site/.
 	$(BIN)/pdoc --docformat google --output-directory site thalweg

@@ -1,0 +1,56 @@
+"""The README's Python runs, from top to bottom, as one program."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import thalweg as tw
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE
+)
+
+
+def make_names() -> dict[str, Any]:
+    """What the text takes for granted: data, and a name or two."""
+    generator = np.random.default_rng(1)
+    x = generator.random((40, 64), dtype=np.float32)
+    return {"torch": torch, "x": x, "y": generator.integers(0, 10, 40)}
+
+
+def test_python_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = make_names()
+    assert len(BLOCKS) >= 4
+    for block in BLOCKS:
+        exec(compile(block, str(README), "exec"), names)
+    assert names["history"].history["loss"]
+    assert names["manager"].latest() is not None
+    lion = names["Lion"](learning_rate=0.5)
+    weight = tw.Variable([1.0])
+    lion.apply_gradients([(torch.ones(1), weight)])
+    assert weight.detach().tolist() == [0.5]
+
+
+def test_the_changed_import_is_all_that_changes() -> None:
+    (text,) = re.findall(r"^```diff\n(.*?)^```", README.read_text(), re.DOTALL | re.M)
+    removed = [line[1:] for line in text.splitlines() if line.startswith("-")]
+    added = [line[1:] for line in text.splitlines() if line.startswith("+")]
+    assert [line.replace("torch", "thalweg") for line in removed] == added
+    kept = [line[1:] for line in text.splitlines() if not line.startswith("-")]
+    model = torch.nn.Linear(3, 1)
+    loader = [(torch.randn(4, 3), torch.randn(4, 1)) for _ in range(3)]
+    names = {"model": model, "loader": loader, "criterion": torch.nn.MSELoss()}
+    before = model.weight.detach().clone()
+    exec("\n".join(kept), names)
+    assert isinstance(names["optimizer"], torch.optim.AdamW)
+    assert not torch.equal(model.weight, before)
