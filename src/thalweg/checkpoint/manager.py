@@ -74,6 +74,7 @@ class CheckpointManager:
         self._record = Record(self.directory)
         self._has_cleared = False
         self._last_step: int | None = None
+        self._written: Path | None = None
 
     @property
     def checkpoints(self) -> list[str]:
@@ -110,16 +111,76 @@ class CheckpointManager:
                 cannot be saved.
             OSError: From the system; all older checkpoints stand.
         """
-        _check_number("step", step, least=0)
-        last = self._last_step
-        if last is not None and last <= step < last + self._save_interval:
+        path = self._due(step)
+        if path is None:
             return None
-        path = self.directory / f"step-{step:08d}"
         owned = self._ranks.lead(lambda: self._announce(path))
         saved = self.checkpoint.save(path, overwrite=owned, metadata=metadata)
         self._last_step = step
         self._ranks.lead(lambda: self._keep(path))
         return saved
+
+    def save_async(
+        self, step: int, metadata: dict[str, Any] | None = None
+    ) -> str | None:
+        """Save as `save` does, but write while training goes on.
+
+        A save before this one that is still being written is waited for. What need not
+        be kept is removed once the new checkpoint stands: by the next save, or `wait`.
+
+        Args:
+            step: As for `save`.
+            metadata: As for `save`.
+
+        Returns:
+            The path of the checkpoint to be, which stands once `wait` has returned;
+            None as for `save`.
+
+        Raises:
+            ValueError: If `step` is negative.
+            CheckpointError: As for `save`.
+            OSError: What the save before this one failed with, and nothing is begun;
+                the next call saves, whatever the interval.
+        """
+        path = self._due(step)
+        if path is None:
+            return None
+        owned = self._ranks.lead(lambda: self._announce(path))
+        place = self.checkpoint.save_async(path, overwrite=owned, metadata=metadata)
+        self._last_step, self._written = step, path
+        return place
+
+    def wait(self) -> str | None:
+        """Wait until what `save_async` began is on the disk, then remove what is old.
+
+        Call it before the program ends.
+
+        Returns:
+            The path of the checkpoint; None if nothing was begun since the last wait.
+
+        Raises:
+            CheckpointError: If it could not be saved; see `save`.
+            OSError: From the system; all older checkpoints stand.
+        """
+        path, self._written = self._written, None
+        if path is None:
+            return None
+        try:
+            self.checkpoint.wait()
+        except BaseException:
+            self._last_step = None
+            raise
+        self._ranks.lead(lambda: self._keep(path))
+        return str(path)
+
+    def _due(self, step: int) -> Path | None:
+        """Where to save, if it is time, once what was begun before is done."""
+        _check_number("step", step, least=0)
+        last = self._last_step
+        if last is not None and last <= step < last + self._save_interval:
+            return None
+        self.wait()
+        return self.directory / f"step-{step:08d}"
 
     def restore_or_initialize(
         self, initialize: Callable[[], Any] | None = None, **options: Any
@@ -139,7 +200,9 @@ class CheckpointManager:
         Raises:
             CheckpointError: If there are checkpoints but none is sound, or the newest
                 sound one does not fit.
+            OSError: What a save that was still being written failed with.
         """
+        self.wait()
         names = self._ranks.lead(lambda: list(map(str, self._valid(quiet=False))))
         for path in names:
             status = self._try_restore(path, options)

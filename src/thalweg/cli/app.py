@@ -9,8 +9,12 @@ import typer
 
 import thalweg
 from thalweg.cli.bench import bench
+from thalweg.cli.convert import convert
+from thalweg.cli.diff import diff
 from thalweg.cli.doctor import doctor
+from thalweg.cli.inspect import inspect
 from thalweg.cli.train import train
+from thalweg.cli.verify import verify
 
 app = typer.Typer(
     name="thalweg",
@@ -21,7 +25,7 @@ app = typer.Typer(
     # everything else together.
     rich_markup_mode=None,
 )
-for command in (train, bench, doctor):
+for command in (train, bench, doctor, inspect, verify, diff, convert):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""What other programs expect: the face of `torch.optim` for Keras-style optimizers.
+"""What other programs expect: the face of `torch.optim`, their states and weights.
 
 Example:
     >>> model = torch.nn.Linear(2, 1)
@@ -9,6 +9,17 @@ Example:
     1
 """
 
+from thalweg.interop.conversion import convert
+from thalweg.interop.hugging_face_weights import LoadedWeights, load_weights
 from thalweg.interop.torch_face import TorchFace, as_torch
+from thalweg.interop.torch_state import load_torch_state, torch_state
 
-__all__ = ["TorchFace", "as_torch"]
+__all__ = [
+    "LoadedWeights",
+    "TorchFace",
+    "as_torch",
+    "convert",
+    "load_torch_state",
+    "load_weights",
+    "torch_state",
+]

@@ -215,3 +215,63 @@ def test_numbers_are_checked(tmp_path, options):
         make(tmp_path)[1].save(-1)
     with warnings.catch_warnings():
         assert not list(tmp_path.iterdir())
+
+
+def test_saves_beside_the_training_are_what_the_objects_held(tmp_path):
+    value, manager = make(tmp_path, max_to_keep=2)
+    for step in range(5):
+        value.assign(torch.full((3,), float(step)))
+        assert manager.save_async(step) == str(tmp_path / f"step-{step:08d}")
+        value.assign(torch.full((3,), -1.0))
+    assert manager.wait() == str(tmp_path / "step-00000004")
+    assert manager.wait() is None
+    assert steps(tmp_path) == [3, 4]
+    resume(manager)
+    assert value.tolist() == [4.0, 4.0, 4.0]
+
+
+def test_a_save_beside_the_training_removes_nothing_before_it_stands(tmp_path):
+    value, manager = make(tmp_path, max_to_keep=1)
+    save(value, manager, [0])
+    manager.save_async(1)
+    assert (tmp_path / "step-00000000").is_dir()
+    manager.wait()
+    assert steps(tmp_path) == [1]
+
+
+def test_a_save_beside_the_training_waits_for_the_interval(tmp_path):
+    _, manager = make(tmp_path, save_interval=3)
+    saved = [step for step in range(8) if manager.save_async(step) is not None]
+    manager.wait()
+    assert saved == steps(tmp_path) == [0, 3, 6]
+
+
+def test_restoring_waits_for_what_is_being_written(tmp_path):
+    value, manager = make(tmp_path)
+    value.assign(torch.full((3,), 7.0))
+    manager.save_async(0)
+    value.assign(torch.zeros(3))
+    resume(manager)
+    assert value.tolist() == [7.0, 7.0, 7.0]
+
+
+def test_a_failure_beside_the_training_is_raised_by_the_next_save(
+    tmp_path, monkeypatch
+):
+    value, manager = make(tmp_path, max_to_keep=1, save_interval=10)
+    save(value, manager, [0])
+    with monkeypatch.context() as patched:
+        refused = OSError(28, "No space left on device")
+
+        def refuse(*_, **__):
+            raise refused
+
+        patched.setattr(disk, "NewFile", refuse)
+        patched.setattr(manager._record, "announce", lambda name: None)
+        manager.save_async(10)
+        with pytest.raises(OSError, match="No space left"):
+            manager.save_async(20)
+    assert steps(tmp_path) == [0]
+    assert manager.save_async(21) is not None
+    manager.wait()
+    assert steps(tmp_path) == [21]
