@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from thalweg.compiler import compilation
+
 SEED = 2026
 
 
@@ -22,6 +24,14 @@ def seeds() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def kernels() -> Iterator[None]:
+    """A test that hides the compiler leaves no interpreted kernels to the next."""
+    yield
+    if any(k.backend == "interpreter" for k in compilation._KERNELS.values()):
+        compilation.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

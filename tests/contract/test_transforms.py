@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -251,3 +252,19 @@ def test_steps_and_saving_are_refused_among_averages() -> None:
     assert weight.detach().tolist() == [0.0]
     with pytest.raises(RuntimeError, match="use_ema=True"):
         tw.optimizers.SGD(1.0).ema_scope().__enter__()
+
+
+def test_a_copy_is_refused_among_averages() -> None:
+    weight = tw.Variable([1.0])
+    optimizer = tw.optimizers.SGD(1.0, use_ema=True)
+    optimizer.apply_gradients([(torch.ones(1), weight)])
+    with optimizer.ema_scope(), pytest.raises(RuntimeError, match="copying"):
+        copy.deepcopy(optimizer)
+    assert copy.deepcopy(optimizer).use_ema
+
+
+@every_optimizer
+def test_dtypes_of_unknown_slots_are_refused(cls: type[tw.Optimizer]) -> None:
+    optimizer = cls(slot_dtypes={"nope": "bfloat16"})
+    with pytest.raises(ValueError, match=r"slot_dtypes.*'nope'"):
+        optimizer.build([tw.Variable([1.0])])

@@ -171,4 +171,4 @@ def _seed(target: torch.Tensor, weight: Any) -> torch.Tensor:
                 "Reshape it.",
             )
         )
-    return weight.expand(target.shape)
+    return weight if weight.shape == target.shape else weight.expand(target.shape)

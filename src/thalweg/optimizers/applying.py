@@ -12,6 +12,7 @@ from thalweg.optimizers.declarations import Flag, Hyper
 from thalweg.optimizers.one_by_one import Known, OneByOne
 from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.slots import Entry
+from thalweg.optimizers.sparse_replay import SparseReplay
 from thalweg.state import (
     IndexedSlices,
     Variable,
@@ -19,7 +20,7 @@ from thalweg.state import (
     handle_of,
     has_constraints,
 )
-from thalweg.step import Plan, Transforms, launch_row_updates
+from thalweg.step import Plan, RowUpdate, Transforms, launch_row_updates
 
 __all__ = ["Applying"]
 
@@ -41,10 +42,14 @@ class Applying(OneByOne):
 
     _plan: Plan | None
     _plan_rule: Rule | None
+    _replay: SparseReplay | None = None
+    _rows_seen: tuple[int, ...] = ()
 
     def _recognized(self, pairs: Sequence[Any]) -> Known | None:
-        """Gradients and variables of these pairs, if the plan knows them as dense."""
-        known = self._recognition if self._plan is None else self._plan.recognition
+        """Gradients and variables of these pairs, if a step of their kind is known."""
+        known = self._replay
+        if known is None:
+            known = self._recognition if self._plan is None else self._plan.recognition
         if known is None or len(pairs) != len(known.variables):
             return None
         try:
@@ -89,26 +94,62 @@ class Applying(OneByOne):
     ) -> bool:
         """Update by the plan; False if the step was left out."""
         rule = self._bound_rule(transforms.columns)
-        plan = self._plan
-        if batch and plan and rule is self._plan_rule and plan.is_in_place():
-            return transforms.run(plan, batch[0], self._values)
+        if batch is None and self._replay is not None:
+            batch = self._recognized(pairs)  # torch's sparse gradients are slices now
+        if batch:
+            applied = self._repeat(rule, batch[0], transforms)
+            if applied is not None:
+                return applied
         check_pairs(pairs)
         self._check_constraints(pairs)
         located = self._locate(extended, pairs)
         dense = [x for x in located if not isinstance(x[2], IndexedSlices)]
         sparse = [x for x in located if isinstance(x[2], IndexedSlices)]
+        updates: list[RowUpdate | None] = []
+        self._replay = None
 
         def update_rows() -> None:
-            updates = [self._row_update(slices, c) for _, c, slices in sparse]
-            rows = [update for update in updates if update is not None]
-            launch_row_updates(rows, self._values)
+            updates.extend(self._row_update(slices, c) for _, c, slices in sparse)
+            launch_row_updates([u for u in updates if u is not None], self._values)
 
-        if not dense:
+        if dense:
+            gradients = [gradient for _, _, gradient in dense]
+            plan = self._plan_of(rule, dense, transforms)
+            is_taken = transforms.run(plan, gradients, self._values, 1.0, update_rows)
+        else:
+            plan, is_taken = None, True
             update_rows()
-            return True
-        gradients = [gradient for _, _, gradient in dense]
-        plan = self._plan_of(rule, dense, transforms)
-        return transforms.run(plan, gradients, self._values, before_run=update_rows)
+        if sparse and is_taken:
+            self._remember_rows(rule, pairs, updates, plan)
+        return is_taken
+
+    def _repeat(
+        self, rule: Rule, gradients: Sequence[Any], transforms: Transforms
+    ) -> bool | None:
+        """Take a step of a known kind: whether it was taken; None if it cannot be."""
+        plan, replay = self._plan, self._replay
+        if replay is not None:
+            if has_constraints() or not replay.is_current(rule, plan):
+                return None
+            return replay.run(gradients, self._values, transforms)
+        if plan and rule is self._plan_rule and plan.is_in_place():
+            return transforms.run(plan, gradients, self._values)
+        return None
+
+    def _remember_rows(
+        self,
+        rule: Rule,
+        pairs: Pairs,
+        updates: Sequence[RowUpdate | None],
+        plan: Plan | None,
+    ) -> None:
+        """Make a replay of a step, once a second one has had the same variables."""
+        variables = tuple(id(variable) for _, variable in pairs)
+        is_second, self._rows_seen = variables == self._rows_seen, variables
+        rows = [update for update in updates if update is not None]
+        if is_second and SparseReplay.can_repeat(pairs, updates):
+            entries = [self._entries[i] for i in variables]
+            self._replay = SparseReplay(rule, pairs, entries, rows, plan)
 
     def _plan_of(self, rule: Rule, dense: Located, transforms: Transforms) -> Plan:
         """The plan of these components, made anew if the present one does not fit."""

@@ -67,6 +67,13 @@ class Averages(SlotTable):
         return slots
 
     @override
+    def _create_slots(self, var_list: Sequence[torch.Tensor]) -> None:
+        self._settings.check_slot_names(
+            type(self).__name__, {*self._slots_declared, EMA, LOW_PRECISION_COPY}
+        )
+        super()._create_slots(var_list)
+
+    @override
     def slot_variables(self) -> Iterator[tuple[torch.Tensor, str, Any]]:
         self._refuse_in_scope("saving")
         return super().slot_variables()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,45 @@ from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.keras2 import Keras2Protocol
 from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.slots import Entry
-from thalweg.state import IndexedSlices, as_variable, handle_of
+from thalweg.state import IndexedSlices, Variable, as_variable, handle_of
 from thalweg.step import Batch, Plan, Recognition, inside_step
+from thalweg.step.single import address_of
 
 __all__ = ["Known", "OneByOne"]
 
 Known = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 """Gradients and variables that are like those of the step before."""
+
+
+class _HandRecognition(Recognition):
+    """Recognizes a step of a class that updates by hand, and keeps what it shows.
+
+    Attributes:
+        examples: A variable for each device and dtype.
+    """
+
+    def __init__(
+        self, variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+    ) -> None:
+        super().__init__(variables, gradients)
+        kinds = {(v.device, v.dtype): v for v in variables}
+        self.examples = list(kinds.values())
+        self._look()
+
+    def _look(self) -> None:
+        self._views = list(map(as_variable, self.variables))
+        pairs = zip(self.variables, self._views, strict=True)
+        self._viewed = [v for v, view in pairs if view is not v]
+        self._addresses = list(map(address_of, self._viewed))
+
+    def views(self) -> Sequence[Variable]:
+        """The variables as an override sees them.
+
+        All but the addresses of a recognized step is known to be as it was.
+        """
+        if list(map(address_of, self._viewed)) != self._addresses:
+            self._look()
+        return self._views
 
 
 class OneByOne(GradientHooks, Keras2Protocol):
@@ -34,7 +67,7 @@ class OneByOne(GradientHooks, Keras2Protocol):
     """
 
     _raw_batch: Batch
-    _recognition: Recognition | None
+    _recognition: _HandRecognition | None
 
     def _apply_one_by_one(
         self, extended: Any, pairs: Pairs, known: Known | None
@@ -53,7 +86,7 @@ class OneByOne(GradientHooks, Keras2Protocol):
                     updater = self._updater_of(variable, apply_state)
                     extended.update(variable, updater, args=(grad,), group=False)
 
-    def _recognition_of(self, extended: Any, pairs: Pairs) -> Recognition | None:
+    def _recognition_of(self, extended: Any, pairs: Pairs) -> _HandRecognition | None:
         """What lets the next step call the override straight; None if it must not."""
         gradients = [gradient for gradient, _ in pairs]
         variables = [variable for _, variable in pairs]
@@ -63,11 +96,11 @@ class OneByOne(GradientHooks, Keras2Protocol):
             and Plan.can_fold(gradients)
             and all(v.is_cpu and not is_distributed(v) for v in variables)
         )
-        return Recognition(variables, gradients) if is_simple else None
+        return _HandRecognition(variables, gradients) if is_simple else None
 
     def _apply_known(self, known: Known) -> None:
         """Call the override for each variable of a step like the one before."""
-        apply_state = self._prepare(known[1])
+        apply_state = self._prepare(self._examples_of(known))
         keyword = self._state_for("dense", apply_state)
         follows = self.use_ema or self._has_copies or self._has_decay
         with inside_step(self._raw_batch if self.batch_raw_ops else None):
@@ -76,9 +109,22 @@ class OneByOne(GradientHooks, Keras2Protocol):
                     entry = self._entries[id(variable)]
                     self._apply_to_component(entry, variable, gradient, apply_state)
             else:
-                for gradient, variable in zip(*known, strict=True):
-                    view = as_variable(variable)
-                    self._resource_apply_dense(gradient, view, **keyword)
+                update = partial(self._resource_apply_dense, **keyword)
+                for _ in map(update, known[0], self._views_of(known)):
+                    pass
+
+    def _examples_of(self, known: Known) -> Sequence[torch.Tensor]:
+        """Variables of all devices and dtypes of a step like the one before."""
+        is_overridden = type(self)._prepare is not Keras2Protocol._prepare
+        if self._recognition is None or is_overridden:
+            return known[1]
+        return self._recognition.examples
+
+    def _views_of(self, known: Known) -> Sequence[Variable]:
+        """The variables of a step like the one before, as an override sees them."""
+        if self._recognition is None:
+            return list(map(as_variable, known[1]))
+        return self._recognition.views()
 
     def _updater_of(
         self, variable: torch.Tensor, apply_state: Any

@@ -26,7 +26,7 @@ __all__ = ["Optimizer", "OptimizerV2"]
 
 _NOT_COPIED = (
     *("_shards", "_values", "_strategy", "_plan", "_plan_rule", "_bound"),
-    *("_recognition", "_raw_batch"),
+    *("_recognition", "_raw_batch", "_replay", "_rows_seen"),
 )
 _OPTIONS = (
     *("lr", "decay", "clipvalue", "clipnorm", "global_clipnorm", "weight_decay"),
@@ -285,9 +285,10 @@ class Optimizer(Inspection):
     # -- copies ---------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
+        self._refuse_in_scope("copying")
         state = dict(self.__dict__)
         for attribute in _NOT_COPIED:
-            state.pop(attribute)
+            state.pop(attribute, None)
         entries = state.pop("_entries").values()
         state["_entries"] = [(entry, name_of(entry.variable)) for entry in entries]
         return state

@@ -95,6 +95,29 @@ class Settings:
             config["low_precision_copy"] = _dtype_name(self.low_precision_copy)
         return config
 
+    def check_slot_names(self, where: str, known: Iterable[str]) -> None:
+        """Refuse dtypes of slots that do not exist.
+
+        Args:
+            where: Name of the optimizer, for messages.
+            known: Names of its slots.
+
+        Raises:
+            ValueError: If ``slot_dtypes`` names another one.
+        """
+        names = list(known)
+        given = self.slot_dtypes if isinstance(self.slot_dtypes, dict) else {}
+        for name in given:
+            if name not in names:
+                raise ValueError(
+                    message(
+                        f"{where}: slot_dtypes",
+                        f"slots among {sorted(names)}",
+                        repr(name),
+                        nearest(name, names),
+                    )
+                )
+
     def slot_dtype(
         self, slot: str, declared: torch.dtype | None, variable: torch.dtype
     ) -> torch.dtype:

@@ -255,8 +255,10 @@ class SlotTable(HyperparameterAccess, Trackable):
         Raises:
             KeyError: If there is no such slot.
         """
-        entry = self._find(var)
-        if entry is None or slot_name not in entry.slots:
+        # An override asks this for every variable: most often with the variable itself.
+        entry = self._entries.get(id(var)) or self._find(var)
+        slot = None if entry is None else entry.slots.get(slot_name)
+        if slot is None:
             raise KeyError(
                 message(
                     f"{type(self).__name__}.get_slot",
@@ -265,7 +267,7 @@ class SlotTable(HyperparameterAccess, Trackable):
                     "Call build(variables) or take a step first.",
                 )
             )
-        return entry.slots[slot_name]
+        return slot
 
     def get_slot_names(self) -> list[str]:
         """Names of the slots made so far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import apply_dense, apply_rows
+from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import registered
 
 __all__ = [
@@ -14,7 +14,10 @@ __all__ = [
 ]
 
 
-@registered
+_adadelta = Door("ResourceApplyAdadelta", rules.adadelta)
+
+
+@_adadelta.serves
 def ResourceApplyAdadelta(
     *,
     var: Any,
@@ -54,13 +57,7 @@ def ResourceApplyAdadelta(
         0.5
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyAdadelta",
-        rules.adadelta,
-        {"var": var, "accum": accum, "accum_update": accum_update},
-        {"grad": grad},
-        {"lr": lr, "rho": rho, "epsilon": epsilon},
-    )
+    _adadelta.run((var, accum, accum_update, grad), (lr, rho, epsilon))
 
 
 @registered

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import apply_dense, apply_rows
+from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import registered
 
 __all__ = [
@@ -16,7 +16,11 @@ __all__ = [
 ]
 
 
-@registered
+_adagrad = Door("ResourceApplyAdagrad", rules.adagrad)
+_adagrad_v2 = Door("ResourceApplyAdagradV2", rules.adagrad_v2)
+
+
+@_adagrad.serves
 def ResourceApplyAdagrad(
     *,
     var: Any,
@@ -50,17 +54,10 @@ def ResourceApplyAdagrad(
         (0.75, 4.0)
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyAdagrad",
-        rules.adagrad,
-        {"var": var, "accum": accum},
-        {"grad": grad},
-        {"lr": lr},
-        update_slots=update_slots,
-    )
+    _adagrad.run((var, accum, grad), (lr,), update_slots)
 
 
-@registered
+@_adagrad_v2.serves
 def ResourceApplyAdagradV2(
     *,
     var: Any,
@@ -89,14 +86,7 @@ def ResourceApplyAdagradV2(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyAdagradV2",
-        rules.adagrad_v2,
-        {"var": var, "accum": accum},
-        {"grad": grad},
-        {"lr": lr, "epsilon": epsilon},
-        update_slots=update_slots,
-    )
+    _adagrad_v2.run((var, accum, grad), (lr, epsilon), update_slots)
 
 
 @registered

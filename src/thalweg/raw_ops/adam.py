@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import apply_dense
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.door import Door
 
 __all__ = [
     "ResourceApplyAdam",
@@ -15,7 +14,12 @@ __all__ = [
 ]
 
 
-@registered
+_adam = Door("ResourceApplyAdam", rules.adam)
+_adam_with_amsgrad = Door("ResourceApplyAdamWithAmsgrad", rules.adam_with_amsgrad)
+_ada_max = Door("ResourceApplyAdaMax", rules.ada_max)
+
+
+@_adam.serves
 def ResourceApplyAdam(
     *,
     var: Any,
@@ -62,24 +66,14 @@ def ResourceApplyAdam(
         (0.75, 0.5, 0.25)
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyAdam",
-        rules.adam,
-        {"var": var, "m": m, "v": v},
-        {"grad": grad},
-        {
-            "beta1_power": beta1_power,
-            "beta2_power": beta2_power,
-            "lr": lr,
-            "beta1": beta1,
-            "beta2": beta2,
-            "epsilon": epsilon,
-        },
-        use_nesterov=use_nesterov,
+    _adam.run(
+        (var, m, v, grad),
+        (beta1_power, beta2_power, lr, beta1, beta2, epsilon),
+        use_nesterov,
     )
 
 
-@registered
+@_adam_with_amsgrad.serves
 def ResourceApplyAdamWithAmsgrad(
     *,
     var: Any,
@@ -118,23 +112,12 @@ def ResourceApplyAdamWithAmsgrad(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyAdamWithAmsgrad",
-        rules.adam_with_amsgrad,
-        {"var": var, "m": m, "v": v, "vhat": vhat},
-        {"grad": grad},
-        {
-            "beta1_power": beta1_power,
-            "beta2_power": beta2_power,
-            "lr": lr,
-            "beta1": beta1,
-            "beta2": beta2,
-            "epsilon": epsilon,
-        },
+    _adam_with_amsgrad.run(
+        (var, m, v, vhat, grad), (beta1_power, beta2_power, lr, beta1, beta2, epsilon)
     )
 
 
-@registered
+@_ada_max.serves
 def ResourceApplyAdaMax(
     *,
     var: Any,
@@ -169,16 +152,4 @@ def ResourceApplyAdaMax(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyAdaMax",
-        rules.ada_max,
-        {"var": var, "m": m, "v": v},
-        {"grad": grad},
-        {
-            "beta1_power": beta1_power,
-            "lr": lr,
-            "beta1": beta1,
-            "beta2": beta2,
-            "epsilon": epsilon,
-        },
-    )
+    _ada_max.run((var, m, v, grad), (beta1_power, lr, beta1, beta2, epsilon))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 
 from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message
 from thalweg.raw_ops.indices import checked_rows, indices_of
+from thalweg.raw_ops.registration import Operator
 from thalweg.state import IndexedSlices, handle_of
 from thalweg.step import launch_dense, launch_rows
-from thalweg.step.batch import Call, current_batch, flush
-from thalweg.step.single import relaunch
+from thalweg.step.batch import Action, calling, flush
+from thalweg.step.single import Launcher, launcher_of
 
 __all__ = [
-    "apply_dense",
+    "Door",
     "apply_rows",
     "check_not_negative",
     "check_not_positive",
@@ -27,62 +28,115 @@ __all__ = [
 ]
 
 RuleFunction = Callable[..., Any]
+Parameters = ParamSpec("Parameters")
 
 _rule_of = cache(Rule.of)
-_NUMBERS = {float}
+_FLOAT = {float}
+_MOST_KNOWN = 64
 
 
-def apply_dense(
-    op: str,
-    function: RuleFunction,
-    resources: Mapping[str, Any],
-    gradient: Mapping[str, Any],
-    scalars: Mapping[str, Any],
-    **flags: bool,
-) -> None:
-    """Run a rule on whole variables.
+class Door:
+    """A raw op that updates whole variables by a rule.
 
     Args:
-        op: Name of the raw op, for messages.
-        function: The rule.
-        resources: Variable and slots by argument name, in the rule's order.
-        gradient: The gradient under its argument name.
-        scalars: Numbers or 0-d tensors by the rule's names.
-        **flags: The rule's flags.
-
-    Raises:
-        TypeError: If a resource is no tensor or a scalar no number.
-        ValueError: If shapes differ, a dtype is not floating, a scalar is not 0-d,
-            or a device differs; nothing is written then.
+        op: Name of the op, for messages.
+        function: The rule, whose arguments have the op's names.
     """
-    rule = _rule_of(function)
-    numbers = numbers_of(op, scalars)
-    given = [*resources.values(), *gradient.values()]
-    batch = current_batch()
-    if batch is not None:
-        checked = partial(_apply, op, rule, resources, gradient, numbers, flags)
-        batch.append(Call(rule, flags, given, numbers, checked))
-    elif not relaunch(rule, flags, given, numbers):
-        _apply(op, rule, resources, gradient, numbers, flags)
 
+    def __init__(self, op: str, function: RuleFunction) -> None:
+        self._op = op
+        self.rule = _rule_of(function)
+        self._operator: Operator | None = None
+        self._ways: dict[tuple[Any, ...], tuple[Action, Launcher]] = {}
+        self._known: dict[tuple[Any, ...], tuple[float, ...]] = {}
 
-def _apply(
-    op: str,
-    rule: Rule,
-    resources: Mapping[str, Any],
-    gradient: Mapping[str, Any],
-    numbers: Mapping[str, float],
-    flags: Mapping[str, bool],
-) -> None:
-    """Look at everything that was given, then run a rule on whole variables."""
-    tensors = _resources(op, resources)
-    ((name, grad),) = gradient.items()
-    grad = _gradient(op, name, grad, tensors[0])
-    if grad.shape != tensors[0].shape:
-        raise ValueError(
-            _shape_message(op, name, grad, next(iter(resources)), tensors[0])
-        )
-    launch_dense(rule, flags, [*tensors, grad], numbers)
+    def serves(
+        self, function: Callable[Parameters, None]
+    ) -> Callable[Parameters, None]:
+        """Make a raw op that calls `run`, and does nothing else, known to torch.
+
+        Args:
+            function: The op; its arguments are as those of `registered`.
+
+        Returns:
+            The function itself.
+        """
+        self._operator = Operator.of(function)
+        self._operator.define()
+        return function
+
+    def run(
+        self, tensors: tuple[Any, ...], numbers: tuple[Any, ...], *flags: bool
+    ) -> None:
+        """Run the rule on a variable; inside of a batch, at its end.
+
+        Args:
+            tensors: Variable, slots, gradient.
+            numbers: A number or 0-d tensor for each scalar of the rule, in its order.
+            *flags: Each of the rule's flags, in its order.
+
+        Raises:
+            TypeError: If a resource is no tensor or a scalar no number.
+            ValueError: If shapes differ, a dtype is not floating, a scalar is not
+                0-d, or a device differs; nothing is written then.
+        """
+        if torch.compiler.is_compiling() and self._operator is not None:
+            self._operator(self._named(tensors, numbers, flags))
+            return
+        action, launcher = self._ways.get(flags) or self._way(flags)
+        try:
+            # The numbers of a step are most often those of the variable before.
+            numbers = self._known[numbers]
+        except (KeyError, TypeError):
+            numbers = self._floats(numbers)
+        batch = calling.batch
+        if batch is not None:
+            batch.append((action, tensors, numbers))
+        elif not launcher.again(tensors, numbers):
+            action.now(tensors, numbers)
+
+    def _way(self, flags: tuple[Any, ...]) -> tuple[Action, Launcher]:
+        """What is done with these flags, and what does it again."""
+        flags = tuple(map(bool, flags))
+        if flags not in self._ways:
+            named = dict(zip(self.rule.flags, flags, strict=True))
+            action = Action(self.rule, named, partial(self._now, named))
+            self._ways[flags] = action, launcher_of(self.rule, named)
+        return self._ways[flags]
+
+    def _floats(self, numbers: tuple[Any, ...]) -> tuple[float, ...]:
+        """What the numbers are now: a tensor may hold another one later."""
+        if {*map(type, numbers)} != _FLOAT:
+            named = zip(self.rule.scalars, numbers, strict=True)
+            return tuple(number_of(self._op, name, number) for name, number in named)
+        # Zero would be taken for minus zero.
+        if 0.0 not in numbers:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[numbers] = numbers
+        return numbers
+
+    def _now(
+        self, flags: Mapping[str, bool], given: Sequence[Any], numbers: Sequence[float]
+    ) -> None:
+        """Look at everything that was given, then run the rule."""
+        op, rule = self._op, self.rule
+        tensors = _resources(op, dict(zip(rule.outputs, given, strict=False)))
+        grad = _gradient(op, rule.gradient, given[-1], tensors[0])
+        if grad.shape != tensors[0].shape:
+            raise ValueError(
+                _shape_message(op, rule.gradient, grad, rule.var, tensors[0])
+            )
+        scalars = dict(zip(rule.scalars, numbers, strict=True))
+        launch_dense(rule, flags, [*tensors, grad], scalars)
+
+    def _named(
+        self, tensors: Sequence[Any], numbers: Sequence[Any], flags: Sequence[bool]
+    ) -> dict[str, Any]:
+        """What was given, by the names of the rule, which are those of the op."""
+        rule = self.rule
+        names = (*rule.tensors, *rule.scalars, *rule.flags)
+        return dict(zip(names, (*tensors, *numbers, *flags), strict=True))
 
 
 def apply_rows(
@@ -180,12 +234,7 @@ def number_of(op: str, name: str, value: Any) -> float:
 
 def numbers_of(op: str, scalars: Mapping[str, Any]) -> Mapping[str, float]:
     """The numbers that scalar arguments stand for, by name."""
-    if set(map(type, scalars.values())) == _NUMBERS:
-        return scalars
-    return {
-        name: value if type(value) is float else number_of(op, name, value)
-        for name, value in scalars.items()
-    }
+    return {name: number_of(op, name, value) for name, value in scalars.items()}
 
 
 def check_positive(op: str, name: str, number: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from thalweg import rules
 from thalweg.raw_ops.door import (
-    apply_dense,
+    Door,
     apply_rows,
     check_not_negative,
     check_not_positive,
@@ -22,6 +22,10 @@ __all__ = [
     "ResourceSparseApplyFtrl",
     "ResourceSparseApplyFtrlV2",
 ]
+
+
+_ftrl = Door("ResourceApplyFtrl", rules.ftrl)
+_ftrl_v2 = Door("ResourceApplyFtrlV2", rules.ftrl_v2)
 
 
 @registered
@@ -71,14 +75,11 @@ def ResourceApplyFtrl(
     scalars = numbers_of(
         "ResourceApplyFtrl", {"lr": lr, "l1": l1, "l2": l2, "lr_power": lr_power}
     )
-    apply_dense(
-        "ResourceApplyFtrl",
-        rules.ftrl,
-        {"var": var, "accum": accum, "linear": linear},
-        {"grad": grad},
-        scalars,
-        multiply_linear_by_lr=multiply_linear_by_lr,
-        is_square_root=scalars["lr_power"] == -0.5,
+    _ftrl.run(
+        (var, accum, linear, grad),
+        tuple(scalars.values()),
+        scalars["lr_power"] == -0.5,
+        multiply_linear_by_lr,
     )
 
 
@@ -129,14 +130,11 @@ def ResourceApplyFtrlV2(
             "lr_power": lr_power,
         },
     )
-    apply_dense(
-        "ResourceApplyFtrlV2",
-        rules.ftrl_v2,
-        {"var": var, "accum": accum, "linear": linear},
-        {"grad": grad},
-        scalars,
-        multiply_linear_by_lr=multiply_linear_by_lr,
-        is_square_root=scalars["lr_power"] == -0.5,
+    _ftrl_v2.run(
+        (var, accum, linear, grad),
+        tuple(scalars.values()),
+        scalars["lr_power"] == -0.5,
+        multiply_linear_by_lr,
     )
 
 

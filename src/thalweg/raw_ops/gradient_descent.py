@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import apply_dense, apply_rows, numbers_of
+from thalweg.raw_ops.door import Door, apply_rows, numbers_of
 from thalweg.raw_ops.registration import registered
 
 __all__ = [
@@ -15,7 +15,13 @@ __all__ = [
 ]
 
 
-@registered
+_gradient_descent = Door("ResourceApplyGradientDescent", rules.gradient_descent)
+_proximal_gradient_descent = Door(
+    "ResourceApplyProximalGradientDescent", rules.proximal_gradient_descent
+)
+
+
+@_gradient_descent.serves
 def ResourceApplyGradientDescent(
     *,
     var: Any,
@@ -45,13 +51,7 @@ def ResourceApplyGradientDescent(
         0.5
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyGradientDescent",
-        rules.gradient_descent,
-        {"var": var},
-        {"delta": delta},
-        {"alpha": alpha},
-    )
+    _gradient_descent.run((var, delta), (alpha,))
 
 
 @registered
@@ -91,13 +91,8 @@ def ResourceApplyProximalGradientDescent(
     scalars = numbers_of(
         "ResourceApplyProximalGradientDescent", {"alpha": alpha, "l1": l1, "l2": l2}
     )
-    apply_dense(
-        "ResourceApplyProximalGradientDescent",
-        rules.proximal_gradient_descent,
-        {"var": var},
-        {"delta": delta},
-        scalars,
-        has_l1=scalars["l1"] > 0,
+    _proximal_gradient_descent.run(
+        (var, delta), tuple(scalars.values()), scalars["l1"] > 0
     )
 
 

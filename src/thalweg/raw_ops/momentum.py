@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import apply_dense, apply_rows
+from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import registered
 
 __all__ = [
@@ -16,7 +16,11 @@ __all__ = [
 ]
 
 
-@registered
+_momentum = Door("ResourceApplyMomentum", rules.momentum)
+_keras_momentum = Door("ResourceApplyKerasMomentum", rules.keras_momentum)
+
+
+@_momentum.serves
 def ResourceApplyMomentum(
     *,
     var: Any,
@@ -52,17 +56,10 @@ def ResourceApplyMomentum(
         (0.25, 1.5)
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyMomentum",
-        rules.momentum,
-        {"var": var, "accum": accum},
-        {"grad": grad},
-        {"lr": lr, "momentum": momentum},
-        use_nesterov=use_nesterov,
-    )
+    _momentum.run((var, accum, grad), (lr, momentum), use_nesterov)
 
 
-@registered
+@_keras_momentum.serves
 def ResourceApplyKerasMomentum(
     *,
     var: Any,
@@ -91,14 +88,7 @@ def ResourceApplyKerasMomentum(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyKerasMomentum",
-        rules.keras_momentum,
-        {"var": var, "accum": accum},
-        {"grad": grad},
-        {"lr": lr, "momentum": momentum},
-        use_nesterov=use_nesterov,
-    )
+    _keras_momentum.run((var, accum, grad), (lr, momentum), use_nesterov)
 
 
 @registered

@@ -13,7 +13,7 @@ import torch
 
 from thalweg.compiler import KernelKey, Rule, kernel_source, reads_shape
 from thalweg.errors import describe, message, nearest
-from thalweg.raw_ops.door import apply_dense, apply_rows
+from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import Operator
 
 __all__ = ["RawOp", "own_ops", "raw_op"]
@@ -37,7 +37,8 @@ class RawOp:
     def __init__(self, function: RuleFunction, name: str, *, is_sparse: bool) -> None:
         functools.update_wrapper(self, function)
         self.name = self.__name__ = name
-        self.rule = Rule.of(function)
+        self._door = Door(name, function)
+        self.rule = self._door.rule
         self.is_sparse = is_sparse
         _check_names(name, self.rule)
         self._arguments = _arguments_of(function, self.rule, is_sparse=is_sparse)
@@ -82,20 +83,19 @@ class RawOp:
         given = {**self._defaults, **arguments}
         if given.keys() != self._arguments.keys():
             self._refuse(given)
-        rule = self.rule
-        resources = {name: given[name] for name in rule.outputs}
-        scalars = {name: given[name] for name in rule.scalars}
-        flags = {name: given[name] for name in rule.flags}
-        if self.is_sparse:
-            apply_rows(
-                *(self.name, rule.function, resources, given[rule.gradient]),
-                *(given["indices"], scalars),
-                check_indices=given["check_indices"],
-                **flags,
-            )
-        else:
-            gradient = {rule.gradient: given[rule.gradient]}
-            apply_dense(self.name, rule.function, resources, gradient, scalars, **flags)
+        rule, chosen = self.rule, given.__getitem__
+        if not self.is_sparse:
+            tensors = tuple(map(chosen, rule.tensors))
+            numbers = tuple(map(chosen, rule.scalars))
+            self._door.run(tensors, numbers, *map(chosen, rule.flags))
+            return
+        apply_rows(
+            *(self.name, rule.function, {name: given[name] for name in rule.outputs}),
+            *(given[rule.gradient], given["indices"]),
+            {name: given[name] for name in rule.scalars},
+            check_indices=given["check_indices"],
+            **{name: given[name] for name in rule.flags},
+        )
 
     def kernel_source(
         self, device: str = "cpu", dtype: torch.dtype = torch.float32, **flags: bool

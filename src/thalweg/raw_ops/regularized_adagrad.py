@@ -6,7 +6,7 @@ from typing import Any
 
 from thalweg import rules
 from thalweg.raw_ops.door import (
-    apply_dense,
+    Door,
     apply_rows,
     check_not_negative,
     check_positive,
@@ -20,6 +20,10 @@ __all__ = [
     "ResourceSparseApplyProximalAdagrad",
     "ResourceSparseApplyAdagradDA",
 ]
+
+
+_proximal_adagrad = Door("ResourceApplyProximalAdagrad", rules.proximal_adagrad)
+_adagrad_da = Door("ResourceApplyAdagradDA", rules.adagrad_da)
 
 
 @registered
@@ -63,13 +67,8 @@ def ResourceApplyProximalAdagrad(
     check_positive("ResourceApplyProximalAdagrad", "lr", scalars["lr"])
     check_not_negative("ResourceApplyProximalAdagrad", "l1", scalars["l1"])
     check_not_negative("ResourceApplyProximalAdagrad", "l2", scalars["l2"])
-    apply_dense(
-        "ResourceApplyProximalAdagrad",
-        rules.proximal_adagrad,
-        {"var": var, "accum": accum},
-        {"grad": grad},
-        scalars,
-        has_l1=scalars["l1"] > 0,
+    _proximal_adagrad.run(
+        (var, accum, grad), tuple(scalars.values()), scalars["l1"] > 0
     )
 
 
@@ -110,17 +109,10 @@ def ResourceApplyAdagradDA(
         "ResourceApplyAdagradDA",
         {"lr": lr, "l1": l1, "l2": l2, "global_step": global_step},
     )
-    apply_dense(
-        "ResourceApplyAdagradDA",
-        rules.adagrad_da,
-        {
-            "var": var,
-            "gradient_accumulator": gradient_accumulator,
-            "gradient_squared_accumulator": gradient_squared_accumulator,
-        },
-        {"grad": grad},
-        scalars,
-        has_l1=scalars["l1"] > 0,
+    _adagrad_da.run(
+        (var, gradient_accumulator, gradient_squared_accumulator, grad),
+        tuple(scalars.values()),
+        scalars["l1"] > 0,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import apply_dense, apply_rows
+from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import registered
 
 __all__ = [
@@ -16,7 +16,11 @@ __all__ = [
 ]
 
 
-@registered
+_rms_prop = Door("ResourceApplyRMSProp", rules.rms_prop)
+_centered_rms_prop = Door("ResourceApplyCenteredRMSProp", rules.centered_rms_prop)
+
+
+@_rms_prop.serves
 def ResourceApplyRMSProp(
     *,
     var: Any,
@@ -57,16 +61,10 @@ def ResourceApplyRMSProp(
         0.5
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyRMSProp",
-        rules.rms_prop,
-        {"var": var, "ms": ms, "mom": mom},
-        {"grad": grad},
-        {"lr": lr, "rho": rho, "momentum": momentum, "epsilon": epsilon},
-    )
+    _rms_prop.run((var, ms, mom, grad), (lr, rho, momentum, epsilon))
 
 
-@registered
+@_centered_rms_prop.serves
 def ResourceApplyCenteredRMSProp(
     *,
     var: Any,
@@ -101,13 +99,7 @@ def ResourceApplyCenteredRMSProp(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyCenteredRMSProp",
-        rules.centered_rms_prop,
-        {"var": var, "ms": ms, "mom": mom, "mg": mg},
-        {"grad": grad},
-        {"lr": lr, "rho": rho, "momentum": momentum, "epsilon": epsilon},
-    )
+    _centered_rms_prop.run((var, ms, mom, mg, grad), (lr, rho, momentum, epsilon))
 
 
 @registered

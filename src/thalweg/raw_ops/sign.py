@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import apply_dense
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.door import Door
 
 __all__ = [
     "ResourceApplyAddSign",
@@ -14,7 +13,11 @@ __all__ = [
 ]
 
 
-@registered
+_add_sign = Door("ResourceApplyAddSign", rules.add_sign)
+_power_sign = Door("ResourceApplyPowerSign", rules.power_sign)
+
+
+@_add_sign.serves
 def ResourceApplyAddSign(
     *,
     var: Any,
@@ -52,16 +55,10 @@ def ResourceApplyAddSign(
         0.625
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyAddSign",
-        rules.add_sign,
-        {"var": var, "m": m},
-        {"grad": grad},
-        {"lr": lr, "alpha": alpha, "sign_decay": sign_decay, "beta": beta},
-    )
+    _add_sign.run((var, m, grad), (lr, alpha, sign_decay, beta))
 
 
-@registered
+@_power_sign.serves
 def ResourceApplyPowerSign(
     *,
     var: Any,
@@ -92,10 +89,4 @@ def ResourceApplyPowerSign(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    apply_dense(
-        "ResourceApplyPowerSign",
-        rules.power_sign,
-        {"var": var, "m": m},
-        {"grad": grad},
-        {"lr": lr, "logbase": logbase, "sign_decay": sign_decay, "beta": beta},
-    )
+    _power_sign.run((var, m, grad), (lr, logbase, sign_decay, beta))

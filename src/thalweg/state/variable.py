@@ -114,7 +114,9 @@ class Variable(nn.Parameter, metaclass=_VariableMeta):
     @property
     def handle(self) -> torch.Tensor:
         """The tensor that is written: the original of a view, else the variable."""
-        original = None if self._original is None else self._original()
+        if self._original is None:
+            return self
+        original = self._original()
         return self if original is None else original
 
     @property

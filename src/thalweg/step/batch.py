@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from itertools import chain, compress, repeat
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch.autograd.graph import increment_version
 from thalweg.compiler import KernelKey, Rule, compile_rules, reads_shape
 from thalweg.state import Variable
 from thalweg.step.group import Group, Member
+from thalweg.step.recognition import recognizer
 from thalweg.step.single import (
     PLAIN_TYPES,
     address_of,
@@ -32,30 +33,37 @@ from thalweg.step.single import (
     shape_of,
 )
 
-__all__ = ["Batch", "Call", "current_batch", "flush", "inside_step", "is_inside_step"]
+__all__ = [
+    "Action",
+    "Batch",
+    "calling",
+    "flush",
+    "inside_step",
+    "is_inside_step",
+]
 
-_GRADIENT_TYPES = {torch.Tensor, torch.nn.Parameter}
 _Tensor: Any = torch.Tensor
 _size_of: Callable[[object], int] = _Tensor.nbytes.__get__
 
 
-@dataclass(eq=False, slots=True)
-class Call:
-    """One call of a raw op that updates a whole variable.
+@dataclass(frozen=True, eq=False, slots=True)
+class Action:
+    """What a raw op does with a variable: the same object for the same flags.
 
     Attributes:
         rule: The rule.
         flags: Value of each of its flags.
-        tensors: What was given as variable, slots and gradient.
-        scalars: A number for each scalar of the rule.
-        now: Checks what was given, and updates the variable by itself.
+        now: Checks the tensors of a call, and updates the variable by itself.
     """
 
     rule: Rule
     flags: Mapping[str, bool]
-    tensors: list[Any]
-    scalars: Mapping[str, float]
-    now: Callable[[], None]
+    now: Callable[[Sequence[Any], Sequence[float]], None]
+
+
+Call = tuple[Action, tuple[Any, ...], Sequence[float]]
+"""A call of a raw op that updates a whole variable: what was given as variable, slots
+and gradient, and a number for each scalar of the rule."""
 
 
 class Batch:
@@ -101,20 +109,25 @@ class Batch:
         replay = self._replays[number]
         if replay is not None and replay.run(calls):
             return
-        for call in calls:
-            call.now()
+        for action, tensors, numbers in calls:
+            action.now(tensors, numbers)
         self._replays[number] = _replay_of(calls)
 
 
 class _State(threading.local):
-    """What raw ops called in this thread are part of."""
+    """What raw ops called in this thread are part of.
+
+    Attributes:
+        depth: How many steps of optimizers are going on.
+        batch: What collects the raw ops called now, if anything does.
+    """
 
     def __init__(self) -> None:
         self.depth = 0
         self.batch: Batch | None = None
 
 
-_state = _State()
+calling = _State()
 
 
 @contextmanager
@@ -126,84 +139,80 @@ def inside_step(batch: Batch | None = None) -> Generator[None]:
             left; None: each acts at once. If the scope is left by an exception, what
             waits is forgotten.
     """
-    outer = _state.batch
+    outer = calling.batch
     if batch is not None:
         batch.start()
-    _state.depth += 1
-    _state.batch = batch
+    calling.depth += 1
+    calling.batch = batch
     try:
         yield
         flush()
     finally:
-        _state.depth -= 1
-        _state.batch = outer
+        calling.depth -= 1
+        calling.batch = outer
         if batch is not None:
             batch.start()
 
 
 def is_inside_step() -> bool:
     """Whether an optimizer's step is going on in this thread."""
-    return _state.depth > 0
-
-
-def current_batch() -> Batch | None:
-    """What collects the raw ops called now, if anything does."""
-    return _state.batch
+    return calling.depth > 0
 
 
 def flush() -> None:
     """Launch what waits, before something else reads or writes variables."""
-    batch = _state.batch
+    batch = calling.batch
     if batch is None or not batch.num_waiting:
         return
     # Launching one call by itself must not make it wait again.
-    _state.batch = None
+    calling.batch = None
     try:
         batch.launch()
     finally:
-        _state.batch = batch
+        calling.batch = batch
 
 
 # -- the calls of a step, once more -------------------------------------------
 
-_rule_of: Callable[[Call], Rule] = attrgetter("rule")
-_flags_of: Callable[[Call], Mapping[str, bool]] = attrgetter("flags")
-_tensors_of: Callable[[Call], list[Any]] = attrgetter("tensors")
-_scalars_of: Callable[[Call], Mapping[str, float]] = attrgetter("scalars")
+_action_of: Callable[[Call], Action] = itemgetter(0)
+_tensors_of: Callable[[Call], tuple[Any, ...]] = itemgetter(1)
+_numbers_of: Callable[[Call], Sequence[float]] = itemgetter(2)
 _last: Callable[[Sequence[Any]], Any] = itemgetter(-1)
-_written: Callable[[Sequence[Any]], list[Any]] = itemgetter(slice(None, -1))
 
 
 class _Replay:
     """The tables of calls whose variables and slots share no memory."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        self._rules = list(map(_rule_of, calls))
-        self._flags = [dict(call.flags) for call in calls]
-        self._given = list(_all_written(calls))
+        self._actions = list(map(_action_of, calls))
+        self._given = _all_written(calls)
+        self._is_written = [
+            number < len(tensors) - 1
+            for _, tensors, _ in calls
+            for number in range(len(tensors))
+        ]
         self._handles = list(map(_handle_of, self._given))
         self._addresses = _addresses(self._handles)
         gradients = _gradients(calls)
-        self._shapes = list(map(shape_of, gradients))
-        self._dtypes = list(map(dtype_of, gradients))
+        self._is_like = recognizer(gradients)
+        self._sizes = np.array(list(map(_size_of, gradients)), dtype=np.int64)
         self._spans = _spans(self._handles)
         self._groups = _groups(calls)
-        self._columns = list(map(_columns_of, self._groups))
 
     def run(self, calls: Sequence[Call]) -> bool:
         """Launch these calls; False, with nothing written, if they are others."""
         gradients = _gradients(calls)
         with DisableTorchFunctionSubclass():
-            if not (self._is_same(calls) and self._takes(gradients)):
+            if not (self._is_same(calls) and self._is_like(*gradients)):
                 return False
             addresses = np.array(_addresses(gradients), dtype=np.int64)
             # Without memory, as on the device "meta", the address is 0.
-            if not addresses.all() or self._reads_written(addresses, gradients):
+            if not addresses.all() or self._reads_written(addresses):
                 return False
         num_threads = torch.get_num_threads()
-        for group, columns in zip(self._groups, self._columns, strict=True):
+        for group in self._groups:
             group.write_gradients(addresses)
-            group.write_scalars(columns(calls))
+            group.write_scalars(_columns_of(group, calls))
         for group in self._groups:
             group.run(num_threads)
         increment_version(self._handles)
@@ -211,35 +220,23 @@ class _Replay:
 
     def _is_same(self, calls: Sequence[Call]) -> bool:
         """Whether they write the same variables and slots by the same rules."""
-        given = list(_all_written(calls))
+        # The same actions take as many tensors as before.
         return (
-            list(map(_rule_of, calls)) == self._rules
-            and list(map(_flags_of, calls)) == self._flags
-            and len(given) == len(self._given)
-            and all(map(is_, given, self._given))
+            list(map(_action_of, calls)) == self._actions
+            and all(map(is_, compress(_flat(calls), self._is_written), self._given))
             and _addresses(self._handles) == self._addresses
         )
 
-    def _takes(self, gradients: Sequence[Any]) -> bool:
-        """Whether these gradients are like the ones before."""
-        return (
-            set(map(type, gradients)) <= _GRADIENT_TYPES
-            and list(map(shape_of, gradients)) == self._shapes
-            and list(map(dtype_of, gradients)) == self._dtypes
-            and _are_readable(gradients)
-        )
-
-    def _reads_written(self, addresses: np.ndarray, gradients: Sequence[Any]) -> bool:
+    def _reads_written(self, addresses: np.ndarray) -> bool:
         """Whether a gradient lies in the memory of a variable or slot."""
         starts, ends = self._spans
-        sizes = np.fromiter(map(_size_of, gradients), np.int64, len(gradients))
-        before = np.searchsorted(starts, addresses + sizes) - 1
+        before = np.searchsorted(starts, addresses + self._sizes) - 1
         return bool((ends[before] > addresses)[before >= 0].any())
 
 
 def _replay_of(calls: Sequence[Call]) -> _Replay | None:
     """Tables for these calls, if they can be launched in any order."""
-    flat = list(chain.from_iterable(map(_tensors_of, calls)))
+    flat = list(_flat(calls))
     if not set(map(type, flat)) <= PLAIN_TYPES:
         return None
     handles = list(map(_handle_of, flat))
@@ -248,29 +245,32 @@ def _replay_of(calls: Sequence[Call]) -> _Replay | None:
     starts, ends = _spans([_handle_of(t) for t in _all_written(calls)])
     if (ends[:-1] > starts[1:]).any():
         return None
-    return _Replay(calls) if all(map(_has_kernel, calls)) else None
+    is_launched = Variable not in set(map(type, _gradients(calls)))
+    return _Replay(calls) if is_launched and all(map(_has_kernel, calls)) else None
 
 
 def _has_kernel(call: Call) -> bool:
-    handles = list(map(_handle_of, call.tensors))
+    action, tensors, _ = call
+    handles = list(map(_handle_of, tensors))
     shapes = list(map(shape_of, handles))
     return (
         shapes.count(shapes[0]) == len(shapes)
         and all(handle.is_floating_point() for handle in handles)
-        and not reads_shape(call.rule, tuple(sorted(call.flags.items())))
+        and not reads_shape(action.rule, tuple(sorted(action.flags.items())))
     )
 
 
 def _groups(calls: Sequence[Call]) -> list[Group]:
-    """The calls by kernel; a call's numbers stand in the row of its own number."""
+    """The calls by kernel; a call's numbers stand in the row of its place there."""
     positions: dict[KernelKey, list[int]] = {}
     members: list[Member] = []
-    for number, call in enumerate(calls):
-        tensors = tuple(map(_handle_of, call.tensors))
-        flags = tuple(sorted(call.flags.items()))
-        key = KernelKey(call.rule, flags, tuple(map(dtype_of, tensors)))
-        positions.setdefault(key, []).append(number)
-        members.append(Member(call.rule, tensors[:-1], (), number, flags))
+    for number, (action, given, _) in enumerate(calls):
+        tensors = tuple(map(_handle_of, given))
+        flags = tuple(sorted(action.flags.items()))
+        key = KernelKey(action.rule, flags, tuple(map(dtype_of, tensors)))
+        own = positions.setdefault(key, [])
+        members.append(Member(action.rule, tensors[:-1], (), len(own), flags))
+        own.append(number)
     kernels = compile_rules(positions)
     groups: list[Group] = []
     for kernel, chosen in zip(kernels, positions.values(), strict=True):
@@ -279,28 +279,29 @@ def _groups(calls: Sequence[Call]) -> list[Group]:
     return groups
 
 
-def _columns_of(
-    group: Group,
-) -> Callable[[Sequence[Call]], Mapping[str, np.ndarray]]:
-    """A function that gives a group's numbers, by name and number of the call."""
+def _columns_of(group: Group, calls: Sequence[Call]) -> Mapping[str, np.ndarray]:
+    """A group's numbers, by name and place of the call in the group."""
     names, positions = group.kernel.key.rule.scalars, group.positions
-
-    def columns(calls: Sequence[Call]) -> Mapping[str, np.ndarray]:
-        own = [calls[i].scalars for i in positions]
-        table = np.zeros((len(names), len(calls)))
-        for row, name in zip(table, names, strict=True):
-            row[positions] = list(map(itemgetter(name), own))
-        return dict(zip(names, table, strict=True))
-
-    return columns
+    own = calls if len(positions) == len(calls) else [calls[i] for i in positions]
+    numbers = list(map(_numbers_of, own))
+    if all(map(is_, numbers, repeat(numbers[0]))):
+        table = np.broadcast_to(np.array(numbers[0]), (len(own), len(names)))
+    else:
+        flat = np.fromiter(chain.from_iterable(numbers), np.float64)
+        table = flat.reshape(len(own), len(names))
+    return dict(zip(names, table.T, strict=True))
 
 
 def _handle_of(tensor: Any) -> Any:
     return tensor.handle if type(tensor) is Variable else tensor
 
 
-def _all_written(calls: Sequence[Call]) -> Iterator[Any]:
-    return chain.from_iterable(map(_written, map(_tensors_of, calls)))
+def _flat(calls: Sequence[Call]) -> Iterator[Any]:
+    return chain.from_iterable(map(_tensors_of, calls))
+
+
+def _all_written(calls: Sequence[Call]) -> list[Any]:
+    return [tensor for _, tensors, _ in calls for tensor in tensors[:-1]]
 
 
 def _gradients(calls: Sequence[Call]) -> list[Any]:

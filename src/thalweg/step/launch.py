@@ -12,7 +12,7 @@ from thalweg.state import IndexedSlices
 from thalweg.step.batch import flush
 from thalweg.step.group import Member
 from thalweg.step.rows import RowMode, RowUpdate, launch_row_updates
-from thalweg.step.single import launch_single
+from thalweg.step.single import launcher_of
 
 __all__ = ["launch_dense", "launch_rows"]
 
@@ -34,9 +34,11 @@ def launch_dense(
         layouts: For each slot "like", "row" or "scalar"; all "like" by default.
     """
     flush()
-    if not layouts and launch_single(rule, flags, tensors, scalars):
-        return
     numbers = {name: scalars[name] for name in rule.scalars}
+    if not layouts and launcher_of(rule, flags).launch(
+        tensors, tuple(numbers.values())
+    ):
+        return
     with torch.no_grad():
         new = interpret(rule, flags, tensors, numbers, layouts)
         for old, value in zip(tensors, new, strict=False):

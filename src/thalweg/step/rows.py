@@ -26,8 +26,9 @@ from thalweg.compiler import (
 from thalweg.state import IndexedSlices
 from thalweg.step.device_rows import launch_on_devices
 from thalweg.step.group import Member
+from thalweg.step.recognition import recognizer
 
-__all__ = ["RowMode", "RowUpdate", "launch_row_updates"]
+__all__ = ["RowMode", "RowPlan", "RowUpdate", "launch_row_updates"]
 
 RowMode = Literal["sum", "sequence"]
 Values = Mapping[str, np.ndarray]
@@ -55,6 +56,7 @@ class RowUpdate:
             self.member.var.ndim > 0
             and all(t.is_cpu and t.is_contiguous() and not t.is_neg() for t in tensors)
             and all(t.is_floating_point() for t in tensors[:-1])
+            and not _reads_shape(self.member)
         )
 
     def key(self) -> KernelKey:
@@ -87,14 +89,28 @@ class _RowLaunch:
         self._scalars = np.zeros((count, len(index)), dtype=np.float64)
         self._scalars[:, index[APPLY]] = 1.0
         self._launch = kernel.bind_rows(self._rows, self._pointers, self._scalars)
-        self._written: list[torch.Tensor] = []
+        self._members: Sequence[Member] = ()
+        # A column that is the same array as before holds the same numbers.
+        self._seen: dict[str, np.ndarray] = {}
 
-    def fill(self, group: Sequence[RowUpdate], values: Values) -> None:
-        """Find the touched rows; write where everything lies, and the scalars."""
+    def bind(self, members: Sequence[Member]) -> None:
+        """Write where variables and slots lie, and what follows from their shapes."""
+        index = self._index
+        self._members = members
+        self._seen.clear()
+        self._settings = np.array([m.setting for m in members], dtype=np.int64)
+        for number, member in enumerate(members):
+            self._pointers[number, :-1] = [t.data_ptr() for t in member.tensors]
+            if ROW_LENGTH in index:
+                self._scalars[number, index[ROW_LENGTH]] = _width(member.var)
+            if NUM_ELEMENTS in index:
+                self._scalars[number, index[NUM_ELEMENTS]] = member.var.numel()
+
+    def load(self, gradients: Sequence[IndexedSlices], values: Values) -> None:
+        """Find the touched rows, and write the scalars; IndexError if one is none."""
         self._rows.clear()
-        self._written = [t for update in group for t in update.member.tensors]
-        for number, update in enumerate(group):
-            member, slices = update.member, update.slices
+        pairs = zip(self._members, gradients, strict=True)
+        for number, (member, slices) in enumerate(pairs):
             var = member.var
             self._rows.append(
                 slices.indices,
@@ -103,24 +119,21 @@ class _RowLaunch:
                 variable=number,
                 scalar_row=number,
             )
-            addresses = [t.data_ptr() for t in member.tensors]
-            self._pointers[number] = [*addresses, slices.values.data_ptr()]
-            self._write_scalars(self._scalars[number], member, values)
-
-    def _write_scalars(self, row: np.ndarray, member: Member, values: Values) -> None:
-        index = self._index
+            self._pointers[number, -1] = slices.values.data_ptr()
         for name in self._scalar_names:
-            row[index[name]] = values[name][member.setting]
-        if ROW_LENGTH in index:
-            row[index[ROW_LENGTH]] = _width(member.var)
-        if NUM_ELEMENTS in index:
-            row[index[NUM_ELEMENTS]] = member.var.numel()
+            column = values[name]
+            if self._seen.get(name) is not column:
+                self._seen[name] = column
+                self._scalars[:, self._index[name]] = column[self._settings]
 
     def run(self) -> None:
         """Update the rows."""
         self._launch(torch.get_num_threads())
-        increment_version(self._written)
-        self._written = []
+        increment_version([t for m in self._members for t in m.tensors])
+
+    def release(self) -> None:
+        """Forget the variables, so that nothing here keeps them alive."""
+        self._members = ()
 
 
 class _Launches(threading.local):
@@ -156,7 +169,7 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
     for update in updates:
         if update.slices.indices.numel() == 0:
             continue
-        if update.has_kernel() and not _reads_shape(update.member):
+        if update.has_kernel():
             compiled.setdefault(update.key(), []).append(update)
         else:
             others.append(update)
@@ -164,12 +177,87 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
     kernels = compile_rules(compiled)
     for kernel, group in zip(kernels, compiled.values(), strict=True):
         launch = _launches.of(kernel, len(group))
-        launch.fill(group, values)
+        launch.bind([update.member for update in group])
+        launch.load([update.slices for update in group], values)
         launches.append(launch)
     for launch in launches:
         launch.run()
+        launch.release()
     for update in launch_on_devices(others, values):
         _interpret(update, values)
+
+
+class RowPlan:
+    """Updates of rows of the same variables, to be repeated with other gradients.
+
+    Args:
+        updates: Those of one step; all have a kernel.
+    """
+
+    def __init__(self, updates: Sequence[RowUpdate]) -> None:
+        positions: dict[KernelKey, list[int]] = {}
+        for position, update in enumerate(updates):
+            positions.setdefault(update.key(), []).append(position)
+        self._groups = [
+            (_RowLaunch(kernel, len(group)), group)
+            for kernel, group in zip(
+                compile_rules(positions), positions.values(), strict=True
+            )
+        ]
+        for launch, group in self._groups:
+            launch.bind([updates[i].member for i in group])
+        self._dtypes = [update.slices.values.dtype for update in updates]
+        self._shapes = [tuple(update.member.var.shape) for update in updates]
+        self._tensors = [t for update in updates for t in update.member.tensors]
+        self._addresses = [t.data_ptr() for t in self._tensors]
+        self._is_like = recognizer(self._tensors)
+
+    def is_in_place(self) -> bool:
+        """Whether variables and slots lie where they did, in the same layout."""
+        return self._addresses == [
+            t.data_ptr() for t in self._tensors
+        ] and self._is_like(*self._tensors)
+
+    def fits(self, gradients: Sequence[object]) -> bool:
+        """Whether these are slices that the kernels take; indices are not read."""
+        return all(map(_serves, gradients, self._dtypes, self._shapes))
+
+    def load(self, gradients: Sequence[IndexedSlices], values: Values) -> bool:
+        """Make everything ready to write; False if an index names no row.
+
+        Args:
+            gradients: One for each variable, which fit.
+            values: For each scalar one number per setting.
+        """
+        try:
+            for launch, group in self._groups:
+                launch.load([gradients[i] for i in group], values)
+        except IndexError:
+            return False
+        return True
+
+    def run(self) -> None:
+        """Update the rows of the gradients that were loaded."""
+        for launch, _ in self._groups:
+            launch.run()
+
+
+def _serves(slices: object, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    if type(slices) is not IndexedSlices:
+        return False
+    values, indices = slices.values, slices.indices
+    return (
+        type(values) is torch.Tensor
+        and values.dtype is dtype
+        and values.shape[1:] == shape[1:]
+        and values.shape[0] == indices.numel() > 0
+        and (slices.dense_shape is None or slices.dense_shape == shape)
+        and values.is_cpu
+        and values.is_contiguous()
+        and not values.is_neg()
+        and indices.is_cpu
+        and indices.is_contiguous()
+    )
 
 
 def _reads_shape(member: Member) -> bool:

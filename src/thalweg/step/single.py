@@ -11,9 +11,8 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -35,11 +34,11 @@ from thalweg.step.recognition import Recognizer, recognizer
 
 __all__ = [
     "PLAIN_TYPES",
+    "Launcher",
     "address_of",
     "are_readable",
     "dtype_of",
-    "launch_single",
-    "relaunch",
+    "launcher_of",
     "shape_of",
 ]
 
@@ -69,16 +68,17 @@ class _SingleLaunch:
         self._kernel = kernel
         # The numbers of the rule are the first columns, in the rule's order, so that
         # addresses and numbers lie side by side.
-        names = [n for n in kernel.key.rule.scalars if n in index]
+        names = kernel.key.rule.scalars
+        used = [number for number, name in enumerate(names) if name in index]
+        self._used = None if len(used) == len(names) else used
         num_tensors = len(self.dtypes)
         memory = np.zeros(8 * (num_tensors + len(index)), dtype=np.uint8)
         pointers = memory[: 8 * num_tensors].view(np.int64).reshape(1, -1)
         scalars = memory[8 * num_tensors :].view(np.float64).reshape(1, -1)
         scalars[0, index[APPLY]] = 1.0
         self._items = np.zeros((1, 5), dtype=np.int64)
-        layout = struct.Struct(f"{num_tensors}q{len(names)}d")
+        layout = struct.Struct(f"{num_tensors}q{len(used)}d")
         self._write = partial(layout.pack_into, memory.data, 0)
-        self._numbers_of = _getter(names)
         self._launch = kernel.bind(self._items, pointers, scalars)
         tables = (self._items, pointers, scalars)
         addresses = (ctypes.c_void_p(table.ctypes.data) for table in tables)
@@ -87,18 +87,20 @@ class _SingleLaunch:
         self._function: Callable[..., None] = self._interpret
 
     def __call__(
-        self, addresses: Sequence[int], count: int, scalars: Mapping[str, float]
+        self, addresses: Iterable[int], count: int, numbers: Sequence[float]
     ) -> None:
         """Update a variable and its slots.
 
         Args:
             addresses: Of variable, slots, gradient: contiguous, on the CPU.
             count: Elements of each, at least one.
-            scalars: A number for each scalar of the rule.
+            numbers: One for each scalar of the rule, in its order.
         """
         if count != self._count:
             self._resize(count)
-        self._write(*addresses, *self._numbers_of(scalars))
+        if self._used is not None:
+            numbers = [numbers[number] for number in self._used]
+        self._write(*addresses, *numbers)
         self._function(*self._arguments, torch.get_num_threads())
 
     def _resize(self, count: int) -> None:
@@ -110,105 +112,103 @@ class _SingleLaunch:
         self._launch(arguments[-1])
 
 
-def _getter(names: Sequence[str]) -> Callable[[Mapping[str, float]], Sequence[float]]:
-    """A function that takes some items out of a mapping, in order."""
-    if len(names) > 1:
-        return itemgetter(*names)
-    return lambda numbers: [numbers[name] for name in names]
-
-
 _Known = tuple[Recognizer, _SingleLaunch, int]
 
 
-class _Launches(threading.local):
-    """Tables belong to a thread: a long launch lets other threads run."""
+class Launcher(threading.local):
+    """A rule with some flags, applied to whole tensors that are like earlier ones.
 
-    def __init__(self) -> None:
-        self.known: dict[object, list[_Known]] = {}
-        self.made: dict[object, _SingleLaunch | None] = {}
-
-
-_launches = _Launches()
-
-
-def relaunch(
-    rule: Rule,
-    flags: Mapping[str, bool],
-    tensors: Sequence[Any],
-    scalars: Mapping[str, float],
-) -> bool:
-    """Apply a rule to whole tensors if they are like those of an earlier launch.
+    Tables belong to a thread: a long launch lets other threads run.
 
     Args:
         rule: The rule.
-        flags: Value of each of its flags.
-        tensors: What may be variable, slots and gradient, as many as the rule has.
-        scalars: A number for each scalar of the rule.
-
-    Returns:
-        False, with nothing written, where a closer look is needed; see
-        `launch_single`.
+        flags: Value of each of its flags, as sorted pairs.
     """
-    handles = [t.handle if type(t) is Variable else t for t in tensors]
-    shape = getattr(handles[0], "shape", None)
-    for is_like, launch, count in _launches.known.get(
-        (rule, *flags.items(), shape), ()
-    ):
-        if is_like(*handles):
-            launch(list(map(address_of, handles)), count, scalars)
-            increment_version(handles[:-1])
-            return True
-    return False
 
+    def __init__(self, rule: Rule, flags: tuple[tuple[str, bool], ...]) -> None:
+        self._rule = rule
+        self._flags = flags
+        self._known: dict[object, list[_Known]] = {}
+        self._made: dict[tuple[torch.dtype, ...], _SingleLaunch | None] = {}
 
-def launch_single(
-    rule: Rule,
-    flags: Mapping[str, bool],
-    tensors: Sequence[torch.Tensor],
-    scalars: Mapping[str, float],
-) -> bool:
-    """Apply a rule to whole tensors by a kernel, which is compiled if it is new.
+    def again(self, tensors: Sequence[Any], numbers: Sequence[float]) -> bool:
+        """Apply the rule if the tensors are like those of an earlier launch.
 
-    Args:
-        rule: The rule.
-        flags: Value of each of its flags.
-        tensors: Variable, slots, gradient, of one number of elements.
-        scalars: A number for each scalar of the rule.
+        Args:
+            tensors: What may be variable, slots and gradient, as many as the rule has.
+            numbers: One for each scalar of the rule, in its order.
 
-    Returns:
-        False, with nothing written, where a kernel cannot run straight on these
-        tensors: another device, gaps between elements, integers, or a rule that
-        must know shapes.
-    """
-    for tensor in tensors:
-        if not (tensor.is_cpu and tensor.is_contiguous()) or tensor.is_neg():
-            return False
-    launch = _made(rule, flags, tuple(t.dtype for t in tensors))
-    if launch is None:
+        Returns:
+            False, with nothing written, where a closer look is needed; see `launch`.
+        """
+        handles = [t.handle if type(t) is Variable else t for t in tensors]
+        shape = getattr(handles[0], "shape", None)
+        for is_like, launch, count in self._known.get(shape, ()):
+            if is_like(*handles):
+                launch(map(address_of, handles), count, numbers)
+                increment_version(handles[:-1])
+                return True
         return False
-    count = tensors[0].numel()
-    if count == 0:
+
+    def launch(self, tensors: Sequence[torch.Tensor], numbers: Sequence[float]) -> bool:
+        """Apply the rule by a kernel, which is compiled if it is new.
+
+        Args:
+            tensors: Variable, slots, gradient, of one number of elements.
+            numbers: One for each scalar of the rule, in its order.
+
+        Returns:
+            False, with nothing written, where a kernel cannot run straight on these
+            tensors: another device, gaps between elements, integers, or a rule that
+            must know shapes.
+        """
+        for tensor in tensors:
+            if not (tensor.is_cpu and tensor.is_contiguous()) or tensor.is_neg():
+                return False
+        launch = self._launch_for(tuple(t.dtype for t in tensors))
+        if launch is None:
+            return False
+        count = tensors[0].numel()
+        if count == 0:
+            return True
+        launch([t.data_ptr() for t in tensors], count, numbers)
+        increment_version(tensors[:-1])
+        self._remember(tensors, launch)
         return True
-    launch([t.data_ptr() for t in tensors], count, scalars)
-    increment_version(tensors[:-1])
-    _remember((rule, *flags.items(), tensors[0].shape), tensors, launch)
-    return True
+
+    def _remember(self, tensors: Sequence[torch.Tensor], launch: _SingleLaunch) -> None:
+        """Let tensors like these be recognized from now on."""
+        shapes = list(map(shape_of, tensors))
+        is_plain = set(map(type, tensors)) <= PLAIN_TYPES
+        if not is_plain or shapes.count(shapes[0]) < len(shapes):
+            return
+        if len(self._known) == _MOST_KNOWN:
+            self._known.clear()
+        known = self._known.setdefault(shapes[0], [])
+        if len(known) < _MOST_KINDS:
+            known.append((recognizer(tensors), launch, tensors[0].numel()))
+
+    def _launch_for(self, dtypes: tuple[torch.dtype, ...]) -> _SingleLaunch | None:
+        """The launch for these dtypes; None if the rule needs to know shapes."""
+        if dtypes not in self._made:
+            kernel = _kernel(self._rule, self._flags, dtypes)
+            self._made[dtypes] = None if kernel is None else _SingleLaunch(kernel)
+        return self._made[dtypes]
 
 
-def _remember(
-    key: object, tensors: Sequence[torch.Tensor], launch: _SingleLaunch
-) -> None:
-    """Let tensors like these be recognized from now on."""
-    shapes = list(map(shape_of, tensors))
-    if not set(map(type, tensors)) <= PLAIN_TYPES or shapes.count(shapes[0]) < len(
-        shapes
-    ):
-        return
-    if len(_launches.known) == _MOST_KNOWN:
-        _launches.known.clear()
-    known = _launches.known.setdefault(key, [])
-    if len(known) < _MOST_KINDS:
-        known.append((recognizer(tensors), launch, tensors[0].numel()))
+@cache
+def _launcher_of(rule: Rule, flags: tuple[tuple[str, bool], ...]) -> Launcher:
+    return Launcher(rule, flags)
+
+
+def launcher_of(rule: Rule, flags: Mapping[str, bool]) -> Launcher:
+    """The launcher of a rule; the same object for the same rule and flags.
+
+    Args:
+        rule: The rule.
+        flags: Value of each of its flags.
+    """
+    return _launcher_of(rule, tuple(sorted(flags.items())))
 
 
 def are_readable(tensors: Sequence[torch.Tensor]) -> bool:
@@ -225,18 +225,6 @@ def are_readable(tensors: Sequence[torch.Tensor]) -> bool:
         and all(map(_is_contiguous, tensors))
         and not any(map(_is_negated, tensors))
     )
-
-
-def _made(
-    rule: Rule, flags: Mapping[str, bool], dtypes: tuple[torch.dtype, ...]
-) -> _SingleLaunch | None:
-    """The launch for these dtypes; None if the rule needs to know shapes."""
-    pairs = tuple(sorted(flags.items()))
-    key = (rule, pairs, dtypes)
-    if key not in _launches.made:
-        kernel = _kernel(rule, pairs, dtypes)
-        _launches.made[key] = None if kernel is None else _SingleLaunch(kernel)
-    return _launches.made[key]
 
 
 def _kernel(

@@ -272,3 +272,25 @@ def test_scopes_nest() -> None:
         flush()
         assert outer.num_waiting == 0
     assert not is_inside_step()
+
+
+def test_what_a_scalar_tensor_holds_is_read_when_the_op_is_called() -> None:
+    def work(model: Model, number: int) -> None:
+        rate = torch.tensor(0.5)
+        model.momentum(number, lr=rate)
+        rate.fill_(8.0)
+
+    compare(work)
+
+
+def test_signs_of_zero_are_told_apart() -> None:
+    def work(model: Model, number: int) -> None:
+        for sign, var in zip((1.0, -1.0, 1.0), model.variables, strict=True):
+            var.assign(torch.zeros_like(var))
+            tw.raw_ops.ResourceApplyGradientDescent(
+                var=var, alpha=sign * 0.0, delta=torch.full_like(var, number + 1.0)
+            )
+        signs = [torch.signbit(var).any().item() for var in model.variables]
+        model.slots[0].fill_(float(signs.count(True)))
+
+    compare(work)

@@ -13,6 +13,7 @@ from thalweg.compiler import Rule
 from thalweg.state import IndexedSlices
 from thalweg.step import RowUpdate, launch_row_updates
 from thalweg.step.group import Member
+from thalweg.step.rows import RowPlan
 
 
 def momentum(var: Any, m: Any, grad: Any, *, lr: Any) -> Any:
@@ -127,4 +128,65 @@ def test_nothing_to_do() -> None:
     none = torch.empty(0, dtype=torch.int64)
     launch_row_updates([update(var, torch.zeros(3, 2), none, torch.ones(0, 2))], VALUES)
     launch_row_updates([], VALUES)
+    assert var.eq(1).all()
+
+
+def test_a_row_plan_repeats_what_a_launch_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    variables = [torch.ones(40, 4), torch.ones(30, 6).double()]
+    slots = [torch.zeros_like(v) for v in variables]
+    copies = [v.clone() for v in variables], [s.clone() for s in slots]
+    plan = None
+    for count in (9, 4, 50):
+        indices = [
+            torch.randint(len(v), (count,), generator=generator).int()
+            for v in variables
+        ]
+        values = [
+            torch.randn(count, v.shape[1], dtype=v.dtype, generator=generator)
+            for v in variables
+        ]
+        given = zip(variables, slots, indices, values, strict=True)
+        updates = [update(*one) for one in given]
+        plan = plan or RowPlan(updates)
+        gradients = [u.slices for u in updates]
+        assert plan.fits(gradients)
+        assert plan.load(gradients, VALUES)
+        plan.run()
+        others = zip(*copies, indices, values, strict=True)
+        launch_row_updates([update(*one) for one in others], VALUES)
+    assert plan is not None
+    assert plan.is_in_place()
+    assert all(map(torch.equal, variables, copies[0]))
+    assert all(map(torch.equal, slots, copies[1]))
+    variables[0].data = variables[0].data.clone()
+    assert not plan.is_in_place()
+
+
+def _negated(values: Tensor) -> Tensor:
+    """The values behind torch's lazy negation, contiguous."""
+    numbers = torch.complex(torch.zeros_like(values), values)
+    lazy = numbers.conj().imag
+    return lazy.as_strided(values.shape, values.stride())
+
+
+def test_a_row_plan_takes_only_what_its_kernels_take() -> None:
+    var, values = torch.ones(5, 4), torch.ones(2, 4)
+    first = update(var, torch.zeros_like(var), torch.tensor([1, 2]), values)
+    plan, indices = RowPlan([first]), first.slices.indices
+    unfit = [
+        torch.ones(5, 4),
+        None,
+        IndexedSlices(values.double(), indices),
+        IndexedSlices(torch.ones(2, 3), indices),
+        IndexedSlices(values, indices, (6, 4)),
+        IndexedSlices(torch.ones(4, 2).T, indices),
+        IndexedSlices(_negated(values), indices),
+        IndexedSlices(values, torch.arange(4)[::2]),
+        IndexedSlices(values[:0], indices[:0]),
+    ]
+    assert not any(plan.fits([gradient]) for gradient in unfit)
+    wrong = IndexedSlices(values, torch.tensor([0, 5]))
+    assert plan.fits([wrong])
+    assert not plan.load([wrong], VALUES)
     assert var.eq(1).all()

@@ -12,11 +12,11 @@ import thalweg as tw
 from thalweg import rules
 from thalweg.compiler import Rule
 from thalweg.step import launch_dense, single
-from thalweg.step.single import launch_single, relaunch
+from thalweg.step.single import launcher_of
 
 MOMENTUM = Rule.of(rules.momentum)
-SCALARS = {"lr": 0.5, "momentum": 0.5}
-FLAGS = {"use_nesterov": False}
+NUMBERS = (0.5, 0.5)
+LAUNCHER = launcher_of(MOMENTUM, {"use_nesterov": False})
 
 
 def tensors_of(size: int = 4) -> list[Any]:
@@ -26,22 +26,22 @@ def tensors_of(size: int = 4) -> list[Any]:
 @pytest.fixture(autouse=True)
 def launched() -> None:
     """Tensors like these are known."""
-    assert launch_single(MOMENTUM, FLAGS, tensors_of(), SCALARS)
+    assert LAUNCHER.launch(tensors_of(), NUMBERS)
 
 
 def test_a_known_launch_is_repeated_for_any_numbers() -> None:
     for size in (1, 7, 5000):
-        assert launch_single(MOMENTUM, FLAGS, tensors_of(size), SCALARS)
+        assert LAUNCHER.launch(tensors_of(size), NUMBERS)
         for lr in (0.5, 0.25):
             tensors = tensors_of(size)
-            assert relaunch(MOMENTUM, FLAGS, tensors, {**SCALARS, "lr": lr})
+            assert LAUNCHER.again(tensors, (lr, 0.5))
             assert torch.equal(tensors[0], torch.full((size,), 1 - lr))
             assert torch.equal(tensors[1], torch.ones(size))
 
 
 def test_version_counters_rise() -> None:
     tensors = tensors_of()
-    relaunch(MOMENTUM, FLAGS, tensors, SCALARS)
+    LAUNCHER.again(tensors, NUMBERS)
     assert [t._version for t in tensors] == [1, 1, 0]
 
 
@@ -49,10 +49,10 @@ def test_variables_and_views_reach_what_they_stand_for() -> None:
     parameter = torch.nn.Parameter(torch.ones(4))
     view = tw.state.as_variable(parameter)
     accum = tw.Variable(torch.zeros(4))
-    launch_single(MOMENTUM, FLAGS, [parameter, accum, torch.ones(4)], SCALARS)
+    LAUNCHER.launch([parameter, accum, torch.ones(4)], NUMBERS)
     accum.assign(torch.zeros(4))
     parameter.data = torch.full((4,), 3.0)
-    assert relaunch(MOMENTUM, FLAGS, [view, accum, torch.ones(4)], SCALARS)
+    assert LAUNCHER.again([view, accum, torch.ones(4)], NUMBERS)
     assert parameter.tolist() == [2.5] * 4
     assert accum.tolist() == [1.0] * 4
 
@@ -75,7 +75,7 @@ def test_what_needs_a_closer_look_is_left_alone(
 ) -> None:
     tensors = tensors_of()
     tensors[position] = wrong
-    assert not relaunch(MOMENTUM, FLAGS, tensors, SCALARS), name
+    assert not LAUNCHER.again(tensors, NUMBERS), name
     others = [t for i, t in enumerate(tensors) if i != position]
     assert all(t._version == 0 for t in others)
 
@@ -85,7 +85,7 @@ def test_a_transformed_tensor_is_left_alone() -> None:
 
     def inside(grad: torch.Tensor) -> torch.Tensor:
         tensors = [torch.ones(4), torch.zeros(4), grad]
-        seen.append(relaunch(MOMENTUM, FLAGS, tensors, SCALARS))
+        seen.append(LAUNCHER.again(tensors, NUMBERS))
         return grad
 
     torch.func.vmap(inside)(torch.ones(2, 4))
@@ -93,8 +93,8 @@ def test_a_transformed_tensor_is_left_alone() -> None:
 
 
 def test_no_elements_are_left_alone() -> None:
-    assert not relaunch(MOMENTUM, FLAGS, tensors_of(0), SCALARS)
-    assert launch_single(MOMENTUM, FLAGS, tensors_of(0), SCALARS)
+    assert not LAUNCHER.again(tensors_of(0), NUMBERS)
+    assert LAUNCHER.launch(tensors_of(0), NUMBERS)
 
 
 def test_flags_are_told_apart_by_name() -> None:
@@ -121,18 +121,18 @@ def test_a_rule_that_needs_the_shape_has_no_single_launch() -> None:
 
     rule, var = Rule.of(shaped), torch.ones(2)
     for _ in range(2):
-        assert not launch_single(rule, {}, [var, torch.ones(2)], {"lr": 1.0})
+        assert not launcher_of(rule, {}).launch([var, torch.ones(2)], (1.0,))
     launch_dense(rule, {}, [var, torch.ones(2)], {"lr": 1.0})
     assert var.tolist() == [0.5, 0.5]
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single, "_MOST_KNOWN", 2)
-    monkeypatch.setattr(single._launches, "known", {})
+    monkeypatch.setattr(LAUNCHER, "_known", {})
     for size in range(1, 8):
-        assert launch_single(MOMENTUM, FLAGS, tensors_of(size), SCALARS)
-        assert relaunch(MOMENTUM, FLAGS, tensors_of(size), SCALARS)
-        assert len(single._launches.known) <= 2
+        assert LAUNCHER.launch(tensors_of(size), NUMBERS)
+        assert LAUNCHER.again(tensors_of(size), NUMBERS)
+        assert len(LAUNCHER._known) <= 2
 
 
 def test_threads_do_not_share_tables() -> None:
@@ -142,7 +142,9 @@ def test_threads_do_not_share_tables() -> None:
     def work(own: list[Any], lr: float) -> None:
         start.wait()
         for _ in range(50):
-            launch_dense(MOMENTUM, FLAGS, own, {"lr": lr, "momentum": 0.0})
+            launch_dense(
+                MOMENTUM, {"use_nesterov": False}, own, {"lr": lr, "momentum": 0.0}
+            )
 
     threads = [
         threading.Thread(target=work, args=(own, float(i)))
