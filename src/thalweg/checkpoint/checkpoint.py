@@ -209,7 +209,11 @@ class Checkpoint:
         return taken[0], taken[0].with_values(values)
 
     def restore(
-        self, path: PathLike, hyper: HyperPolicy = "checkpoint"
+        self,
+        path: PathLike,
+        hyper: HyperPolicy = "checkpoint",
+        *,
+        checksums: bool = True,
     ) -> RestoreStatus:
         """Put saved values into the existing objects, in place.
 
@@ -223,6 +227,8 @@ class Checkpoint:
             path: The folder that `save` returned.
             hyper: "checkpoint" takes saved hyperparameters and logs each that differs;
                 "keep" leaves the optimizer's own; "error-if-different" refuses.
+            checksums: False leaves out reading all files through before the first
+                value is written; their structure is checked all the same.
 
         Returns:
             What was restored and what was not. Look at it: `assert_consumed()`,
@@ -236,7 +242,7 @@ class Checkpoint:
                 state; all that does not fit is listed, and nothing was changed.
         """
         _check_policy(hyper)
-        reader = Reader(path)
+        reader = Reader(path, checksums)
         _say_aside(reader.folder, path)
         graph = build_graph(self._objects)
         found = match(graph, reader.manifest, hyper)

@@ -96,13 +96,14 @@ class Adagrad(_Adagrad, torch.optim.Adagrad):
             differentiable=differentiable,
             fused=fused,
         )
-        self._store_sums()
+        self._convert_state()
 
-    def _store_sums(self) -> None:
-        """Give the sums that torch made the dtype they shall have."""
+    def _convert_state(self) -> None:
+        """Give sums and counts that torch made the dtype they shall have."""
         for parameter, state in self.state.items():
             dtype = self._options.dtype_of("sum", parameter.dtype)
             state["sum"] = state["sum"].to(dtype)
+            state["step"] = state["step"].double()
 
     @override
     def formula(self, choices: tuple[Any, ...]) -> Formula:

@@ -61,6 +61,8 @@ class DropIn(torch.optim.Optimizer):
     counters: ClassVar[dict[str, float | str]] = {"step": 0.0}
     """Numbers of each parameter with their first values, or the option that is it."""
     counts_in_state: ClassVar[bool] = True
+    keeps_slots: ClassVar[bool] = True
+    """For a checkpoint: tensors of the state are slots, found by parameter."""
     needs_all_rows: ClassVar[bool] = False
     """Whether the rule reads a whole parameter at once."""
     # Of the instance alone: trainers make subclasses that never ran a constructor, and
@@ -268,6 +270,14 @@ class DropIn(torch.optim.Optimizer):
             )
 
     # -- saving and loading ---------------------------------------------------
+
+    def check_trained(self) -> None:
+        """Refuse where parameters hold their averages; a checkpoint asks.
+
+        Raises:
+            RuntimeError: Inside `ema_scope`.
+        """
+        self._refuse_in_scope("saving or restoring")
 
     @override
     def state_dict(self) -> dict[str, Any]:

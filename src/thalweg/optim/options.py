@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -92,6 +92,20 @@ class Options:
             sparse,
             NO_TRANSFORMS if transforms == NO_TRANSFORMS else transforms,
         )
+
+    def check_slot_names(self, where: str, known: Iterable[str]) -> None:
+        """Refuse dtypes of state that no group keeps.
+
+        Args:
+            where: Name of the class, for messages.
+            known: Keys of the state of all groups.
+
+        Raises:
+            ValueError: If ``slot_dtypes`` names another one.
+        """
+        given = self.slot_dtypes if isinstance(self.slot_dtypes, dict) else {}
+        for name in given.keys() - set(known):
+            _refuse(where, "slot_dtypes", f"state keys among {sorted(known)}", name)
 
     def dtype_of(self, key: str, parameter: torch.dtype) -> torch.dtype:
         """The dtype of new state of a parameter.

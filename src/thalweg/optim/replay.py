@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from operator import is_, itemgetter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ Settings = list[tuple[tuple[float, ...], tuple[Any, ...]]]
 """For each group its numbers, and its choices."""
 Values = Mapping[str, np.ndarray]
 _address_of = torch.Tensor.data_ptr
+_values_of: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
 
 
 def partition(
@@ -83,7 +85,8 @@ class Replay:
         self._version = -1
         self._settings: Settings | None = None
         self._numbers: dict[str, np.ndarray] = {}
-        self._slots: list[tuple[Any, list[dict[str, Any]], list[Any]]] = []
+        self._states: list[dict[str, Any]] = []
+        self._held: list[Any] = []
         self._local: list[torch.Tensor] = []
         self._addresses: list[int] = []
 
@@ -101,10 +104,8 @@ class Replay:
         holders: dict[str, list[dict[str, Any]]] = {}
         for state, key in slots:
             holders.setdefault(key, []).append(state)
-        self._slots = [
-            (itemgetter(key), states, [state[key] for state in states])
-            for key, states in holders.items()
-        ]
+        self._states = list({id(state): state for state, _ in slots}.values())
+        self._held = self._all_held()
         self._local = [
             local_tensor(state[key])
             for key, states in holders.items()
@@ -115,13 +116,16 @@ class Replay:
 
     def has_slots(self) -> bool:
         """Whether the states still hold the same tensors at the same addresses."""
-        try:
-            for get, states, known in self._slots:
-                if not all(map(is_, map(get, states), known)):
-                    return False
-        except KeyError:
-            return False
-        return list(map(_address_of, self._local)) == self._addresses
+        held = self._all_held()
+        return (
+            len(held) == len(self._held)
+            and all(map(is_, held, self._held))
+            and list(map(_address_of, self._local)) == self._addresses
+        )
+
+    def _all_held(self) -> list[Any]:
+        """What the states hold, whatever its key, without a Python frame for each."""
+        return list(chain.from_iterable(map(_values_of, self._states)))
 
     # -- numbers --------------------------------------------------------------
 

@@ -155,6 +155,8 @@ def _drafts(
     """What each parameter with a gradient needs."""
     folds = step.transforms is not NO_TRANSFORMS
     formulas = [optimizer.full_formula(chosen, folds=folds) for chosen in choices]
+    keys = {slot.key for formula in formulas for slot in formula.all_slots}
+    optimizer._options.check_slot_names(type(optimizer).__name__, keys)
     groups = optimizer.param_groups
     drafts = []
     for position, parameter in enumerate(roster.parameters):

@@ -241,3 +241,12 @@ def test_scalars_and_vectors_with_sparse_gradients() -> None:
     weight.grad = torch.sparse_coo_tensor([[1, 1]], values, (4,), check_invariants=True)
     optim.SGD([weight], lr=0.5).step()
     assert weight.tolist() == [1.0, -0.5, 1.0, 1.0]
+
+
+def test_dtypes_of_unknown_state_are_refused() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = optim.AdamW([parameter], slot_dtypes={"nope": torch.bfloat16})
+    with pytest.raises(ValueError, match=r"exp_avg_sq.*'nope'"):
+        optimizer.step()
+    assert parameter.tolist() == [1.0, 1.0]
