@@ -195,7 +195,13 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     size = file.stat().st_size
     if size > LARGEST_MANIFEST_BYTES:
         raise damaged(file, f"a manifest of {size} bytes")
-    return parse_manifest(file.read_bytes(), file)
+    stored = sum(_size_of(entry) for entry in os.scandir(file.parent))
+    return parse_manifest(file.read_bytes(), file, stored - size)
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    is_file = entry.is_file(follow_symlinks=False)
+    return entry.stat(follow_symlinks=False).st_size if is_file else 0
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from thalweg.checkpoint.encoding import is_plain
-from thalweg.checkpoint.keys import object_key, slot_key
+from thalweg.checkpoint.faces import FaceNumbers
+from thalweg.checkpoint.keys import face_key, object_key, slot_key
 from thalweg.checkpoint.torch_optimizers import TorchSlots, other_state, slots_of_torch
 from thalweg.checkpoint.values import Stateful, Value, extra_state, value_of
 from thalweg.errors import CheckpointError, message
 from thalweg.state import (
+    OwnerFace,
     SlotOwner,
     Trackable,
     aliases,
@@ -48,7 +50,8 @@ class Graph:
     Attributes:
         tensors: Variables and buffers by the key of their first path.
         aliases: Key of each further path to the key of the first.
-        owners: Optimizers by key.
+        owners: Optimizers by key; what only a face of one holds, after all of these.
+        faces: Objects that show one of these optimizers in another shape.
         holders: All modules and Trackables that were met.
         slots: Slots by key.
         unnamed: Variables that only an optimizer knows, by `unnamed_<i>`.
@@ -58,6 +61,7 @@ class Graph:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     owners: dict[str, SlotOwner] = field(default_factory=dict)
+    faces: list[OwnerFace] = field(default_factory=list)
     holders: list[object] = field(default_factory=list)
     slots: dict[str, SlotRef] = field(default_factory=dict)
     unnamed: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -108,7 +112,8 @@ class _Builder:
         self._keys: dict[int, str] = {}
 
     def build(self) -> Graph:
-        roots = list(_expand(self._objects))
+        faces: dict[str, SlotOwner] = {}
+        roots = [self._behind(root, faces) for root in _expand(self._objects)]
         for root in roots:
             self._find_owners(root)
         for root in roots:
@@ -116,7 +121,17 @@ class _Builder:
         for root in roots:
             self._find_tensors(root)
         self._name_slots()
+        self._graph.owners.update(faces)
         return self._graph
+
+    def _behind(self, root: "_Root", faces: dict[str, SlotOwner]) -> "_Root":
+        """The optimizer in place of its face, whose own numbers go beside it."""
+        face = root.value
+        if not isinstance(face, OwnerFace):
+            return root
+        self._graph.faces.append(face)
+        faces[face_key(root.key())] = FaceNumbers(face)
+        return root._replace(value=face.checkpoint_owner())
 
     def _find_owners(self, root: "_Root") -> None:
         if isinstance(root.value, SlotOwner):

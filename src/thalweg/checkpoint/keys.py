@@ -12,6 +12,7 @@ from typing import NamedTuple
 SLOT = ".slot"
 RANK = ".rank"
 HYPER = ".hyper"
+FACE = ".face"
 
 
 class SlotKey(NamedTuple):
@@ -60,6 +61,21 @@ def rank_key(key: str, rank: int) -> str:
         'random_state/.rank/1'
     """
     return f"{key}/{RANK}/{rank}"
+
+
+def face_key(owner: str) -> str:
+    """Key of what only a face of an optimizer holds.
+
+    Example:
+        >>> face_key("optimizer")
+        'optimizer/.face'
+    """
+    return f"{owner}/{FACE}"
+
+
+def is_face_key(key: str) -> bool:
+    """Whether a key is one that `face_key` gave."""
+    return key.endswith(f"/{FACE}")
 
 
 def parse_slot_key(key: str) -> SlotKey | None:

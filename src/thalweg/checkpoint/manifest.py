@@ -16,7 +16,14 @@ import torch
 
 from thalweg.checkpoint.boxes import Box, is_tiling
 from thalweg.checkpoint.durable import FILE_NAME
-from thalweg.checkpoint.encoding import decode, dump, encode, parse, tensor_keys
+from thalweg.checkpoint.encoding import (
+    decode,
+    dump,
+    encode,
+    parse,
+    parsed_bytes,
+    tensor_keys,
+)
 from thalweg.checkpoint.tensor_file import (
     DTYPE_NAMES,
     LARGEST_RANK,
@@ -28,6 +35,8 @@ from thalweg.errors import CheckpointError, describe, message
 FORMAT: Final = "thalweg-checkpoint"
 FORMAT_VERSION: Final = 1
 LARGEST_MANIFEST_BYTES: Final = 1 << 28
+# Of this much, 20,000 tensors can be told however small they are.
+ALWAYS_PARSED_BYTES: Final = 1 << 26
 BLANK: Final = "00000000"
 CRC: Final = re.compile("[0-9a-f]{8}")
 # The first in the text are the manifest's own: nothing that holds more precedes them.
@@ -116,8 +125,12 @@ class Manifest:
         return decode(self.metadata, "metadata")
 
     def to_json(self) -> bytes:
-        """The text of `manifest.json`."""
-        return seal(
+        """The text of `manifest.json`.
+
+        Raises:
+            CheckpointError: If it were out of proportion, so that nobody could read it.
+        """
+        text = seal(
             {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
@@ -131,6 +144,17 @@ class Manifest:
                 "metadata": self.metadata,
             }
         )
+        stored = sum(file.bytes for file in self.files.values())
+        if not is_in_proportion(text, stored):
+            raise CheckpointError(
+                message(
+                    "Checkpoint.save",
+                    "larger tensors, or fewer of them and fewer plain values",
+                    f"{len(text):,} bytes to tell of {stored:,}",
+                    "Put many small tensors or values together in one tensor.",
+                )
+            )
+        return text
 
 
 def seal(content: dict[str, Any]) -> bytes:
@@ -175,18 +199,31 @@ def encode_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
     return encode(metadata or {}, "metadata")
 
 
-def parse_manifest(text: bytes, path: Path) -> Manifest:
+def is_in_proportion(text: bytes, stored: int) -> bool:
+    """Whether a manifest takes no more memory than the files it tells of warrant.
+
+    Args:
+        text: The manifest's.
+        stored: Bytes of the other files.
+    """
+    return parsed_bytes(text) <= max(ALWAYS_PARSED_BYTES, 2 * (len(text) + stored))
+
+
+def parse_manifest(text: bytes, path: Path, stored: int = 0) -> Manifest:
     """Read a manifest's text, believing none of it.
 
     Args:
         text: The bytes of the file.
         path: The file, for the error text.
+        stored: Bytes of the other files in the folder.
 
     Raises:
         CheckpointError: If the text is not what `Manifest.to_json` can have written.
     """
     try:
         _check_seal(text)
+        if not is_in_proportion(text, stored):
+            raise ValueError(f"{len(text)} bytes of text about {stored} bytes of files")
         content = parse(text)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError("not the manifest of a checkpoint")

@@ -12,6 +12,7 @@ from thalweg.checkpoint.graph import Graph
 from thalweg.checkpoint.keys import (
     SlotKey,
     hyper_key,
+    is_face_key,
     parse_rank_key,
     parse_slot_key,
     rank_key,
@@ -208,7 +209,10 @@ class _Matcher:
         }
         for owner in dict.fromkeys([*current, *saved]):
             here, there = current.get(owner, {}), saved.get(owner, {})
-            self._match_table(owner, here, there)
+            if is_face_key(owner):
+                self._note_differences(owner, here, there)
+            else:
+                self._match_table(owner, here, there)
             is_new = hyper_key(owner) not in self._taken
             if is_new and owner in current and owner in saved:
                 self._result.owners.append(owner)
@@ -228,13 +232,19 @@ class _Matcher:
                 unexpected = []
             self._result.missing.extend(hyper_key(owner, name) for name in missing)
             self._result.unexpected.extend(hyper_key(owner, n) for n in unexpected)
-            self._result.hyper_differences.extend(
-                f"{hyper_key(owner, name)}: {decode(there[name], owner)!r} in the "
-                f"checkpoint, {decode(here[name], owner)!r} in the object"
-                for name in here
-                if hyper_key(owner) not in self._taken
-                and here[name] != there.get(name, here[name])
-            )
+            self._note_differences(owner, here, there)
+
+    def _note_differences(
+        self, owner: str, here: Mapping[str, Any], there: Mapping[str, Any]
+    ) -> None:
+        if self._hyper == "keep" or hyper_key(owner) in self._taken:
+            return
+        self._result.hyper_differences.extend(
+            f"{hyper_key(owner, name)}: {decode(there[name], owner)!r} in the "
+            f"checkpoint, {decode(here[name], owner)!r} in the object"
+            for name in here
+            if here[name] != there.get(name, here[name])
+        )
 
 
 def takes_new_hyperparameters(owner: object) -> bool:

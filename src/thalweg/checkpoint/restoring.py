@@ -18,6 +18,7 @@ from thalweg.checkpoint.matching import (
     takes_new_hyperparameters,
 )
 from thalweg.distribute.components import is_distributed
+from thalweg.distribute.row_shards import sharded_rows
 from thalweg.errors import CheckpointError
 from thalweg.state import colocate_with, handle_of, place
 
@@ -77,6 +78,8 @@ def _apply(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) -> No
             "No variable was written."
         ) from problem
     _copy_tensors(found, reader)
+    for face in graph.faces:
+        face.show_restored()
 
 
 def _check_made(graph: Graph, found: Match, reader: Reader) -> None:
@@ -141,10 +144,13 @@ def _read_like(key: str, variable: torch.Tensor, reader: Reader) -> torch.Tensor
     entry = reader.manifest.tensors[key]
     if not is_distributed(variable):
         return reader.read(key).clone()
-    if entry.shape != tuple(variable.shape):
+    if entry.shape == tuple(variable.shape):
+        value = torch.zeros_like(variable, dtype=entry.dtype, requires_grad=False)
+    else:
+        value = sharded_rows(variable, entry.shape, entry.dtype)
+    if value is None:
         with colocate_with(variable):
             return place(reader.read(key).clone())
-    value = torch.zeros_like(variable, dtype=entry.dtype, requires_grad=False)
     reader.read_into(key, value)
     return value
 

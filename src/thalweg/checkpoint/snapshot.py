@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from thalweg.checkpoint.encoding import encode
 from thalweg.checkpoint.graph import Graph
-from thalweg.checkpoint.keys import escape, rank_key
+from thalweg.checkpoint.keys import escape, is_face_key, rank_key
 from thalweg.checkpoint.manifest import Manifest, encode_metadata
 from thalweg.checkpoint.matching import encode_hyperparameters
 from thalweg.checkpoint.tensor_file import CODES
@@ -69,6 +69,9 @@ def take_snapshot(graph: Graph, metadata: dict[str, Any] | None) -> Snapshot:
         key: encode_hyperparameters(key, owner.hyperparameters())
         for key, owner in graph.owners.items()
     }
+    empty = [k for k, table in hyperparameters.items() if is_face_key(k) and not table]
+    for key in empty:
+        del hyperparameters[key]
     manifest = Manifest(
         step=graph.step,
         aliases=graph.aliases,

@@ -45,7 +45,12 @@ class TorchSlots:
         return max(counts, default=None)
 
     def slot_variables(self) -> Iterator[tuple[torch.Tensor, str, Any]]:
-        """Yield (parameter, name, tensor) for every tensor of the state."""
+        """Yield (parameter, name, tensor) for every tensor of the state.
+
+        Raises:
+            RuntimeError: If parameters hold something else than was trained.
+        """
+        getattr(self.optimizer, "check_trained", _nothing)()
         for parameter in self.parameters():
             for name, item in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(item, torch.Tensor) and isinstance(name, str):
@@ -116,14 +121,16 @@ class TorchSlots:
 def slots_of_torch(value: object) -> TorchSlots | None:
     """View a torch optimizer as an owner of slots.
 
-    A class that gives and takes its state in a way of its own goes by that way.
+    A class that gives and takes its state in a way of its own goes by that way, unless
+    its ``keeps_slots`` says that the tensors of its state are slots all the same.
     """
     base = torch.optim.Optimizer
     if not isinstance(value, base):
         return None
     cls = type(value)
     own = cls.state_dict is base.state_dict, cls.load_state_dict is base.load_state_dict
-    return TorchSlots(value) if all(own) else None
+    keeps_slots = all(own) or getattr(cls, "keeps_slots", False)
+    return TorchSlots(value) if keeps_slots else None
 
 
 def other_state(slots: TorchSlots, name_of: Callable[[torch.Tensor], str]) -> Value:
@@ -151,6 +158,10 @@ def other_state(slots: TorchSlots, name_of: Callable[[torch.Tensor], str]) -> Va
                 state[parameter].update(others)
 
     return Value(get, put)
+
+
+def _nothing() -> None:
+    """Most optimizers leave parameters alone between steps."""
 
 
 def _plain(value: Any) -> Any:

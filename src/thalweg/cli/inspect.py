@@ -15,7 +15,7 @@ from thalweg.cli.text import columns, printable
 if TYPE_CHECKING:
     from thalweg.checkpoint import Manifest
 
-_RATE = re.compile(r"learning_rate|(\d+\.)?lr")
+_RATE = re.compile(r"(\d+\.)?(learning_rate|lr)")
 
 
 def inspect(

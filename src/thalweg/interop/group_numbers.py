@@ -14,7 +14,13 @@ import torch
 from thalweg.errors import message
 from thalweg.optimizers import Optimizer
 
-__all__ = ["GroupNumber", "entries_of", "numbers_of", "numbers_shown"]
+__all__ = [
+    "GroupNumber",
+    "entries_of",
+    "numbers_of",
+    "numbers_shown",
+    "plain_number",
+]
 
 _TORCH_NAMES = {"learning_rate": "lr", "epsilon": "eps"}
 _BETAS = ("beta_1", "beta_2")
@@ -87,13 +93,34 @@ def _number(group: Mapping[str, Any], name: str, names: Mapping[str, Any]) -> fl
             value = group[entry][_BETAS.index(name)]
         else:
             value = group[entry]
+    except (TypeError, KeyError, IndexError):
+        raise _no_number(name, entry, group.get(entry)) from None
+    return plain_number(name, value, entry)
+
+
+def plain_number(name: str, value: Any, entry: str = "") -> float:
+    """A number as Python's own.
+
+    Args:
+        name: The hyperparameter, for the error text.
+        value: A number, or a tensor that holds one.
+        entry: Under what a group has it.
+
+    Raises:
+        TypeError: If it is no number.
+    """
+    try:
         return value.item() if isinstance(value, torch.Tensor) else float(value)
-    except (TypeError, ValueError, KeyError, IndexError):
-        raise TypeError(
-            message(
-                "param_groups",
-                f"a number for {name!r} under {entry!r}",
-                repr(group.get(entry)),
-                "Set it to a float.",
-            )
-        ) from None
+    except (TypeError, ValueError, RuntimeError):
+        raise _no_number(name, entry or name, value) from None
+
+
+def _no_number(name: str, entry: str, value: Any) -> TypeError:
+    return TypeError(
+        message(
+            "param_groups",
+            f"a number for {name!r} under {entry!r}",
+            repr(value),
+            "Set it to a float.",
+        )
+    )

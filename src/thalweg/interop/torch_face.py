@@ -21,9 +21,9 @@ from thalweg.errors import describe, message
 from thalweg.interop.group_numbers import (
     GroupNumber,
     entries_of,
-    numbers_of,
     numbers_shown,
 )
+from thalweg.interop.numbered_groups import NumberedGroups
 from thalweg.interop.slot_owner import (
     STEP,
     check_slots,
@@ -72,7 +72,7 @@ def as_torch(optimizer: Any, model: Any) -> TorchFace:
     return TorchFace(optimizer, model)
 
 
-class TorchFace(torch.optim.Optimizer):
+class TorchFace(NumberedGroups, torch.optim.Optimizer):
     """What `as_torch` makes.
 
     A group has the hyperparameters under torch's names: ``lr``, ``betas``, ``eps``,
@@ -144,58 +144,6 @@ class TorchFace(torch.optim.Optimizer):
         own = {n: GroupNumber(v) for n, v in numbers.items() if not self._follows(n)}
         self._overrides.append(own if len(self.param_groups) > 1 else {})
 
-    def _follows(self, name: str) -> bool:
-        """Whether a hyperparameter follows a schedule or callable."""
-        return callable(self._wrapped._hyper[name])
-
-    def _checked_numbers(self, group: dict[str, Any]) -> dict[str, float]:
-        """The numbers of a group, within their bounds."""
-        numbers = numbers_of(group, self._shown)
-        for name, number in numbers.items():
-            if number == self._shown[name]:
-                continue
-            if self._follows(name):
-                raise ValueError(
-                    message(
-                        f"param_groups: {name}",
-                        "no other number than the schedule's",
-                        f"{number} in place of {self._shown[name]}",
-                        "Make the optimizer with a number, and let one scheduler "
-                        "change it.",
-                    )
-                )
-            self._check_bounds(name, number)
-        return numbers
-
-    def _check_bounds(self, name: str, number: float) -> None:
-        self._wrapped._number(name, lambda: number)
-
-    def _take_numbers(self) -> None:
-        """Put what groups say in force."""
-        numbers = [self._checked_numbers(group) for group in self.param_groups]
-        for name, number in numbers[0].items():
-            if number != self._shown[name]:
-                setattr(self._wrapped, name, number)
-        for own, table in zip(numbers, self._overrides, strict=True):
-            for name, cell in table.items():
-                cell.value = own[name]
-
-    def _show_numbers(self) -> None:
-        """Write what has changed behind the face into the groups."""
-        new = numbers_shown(self._wrapped)
-        if new == self._shown:
-            return
-        changed = {n for n, number in new.items() if number != self._shown.get(n)}
-        for group, own in zip(self.param_groups, self._overrides, strict=True):
-            numbers = {**numbers_of(group, self._shown), **new}
-            kept = {n: cell.value for n, cell in own.items()}
-            for entry, value in entries_of({**numbers, **kept}).items():
-                if isinstance(group.get(entry), torch.Tensor):
-                    group[entry].fill_(value)
-                elif changed:
-                    group[entry] = value
-        self._shown = new
-
     # -- steps ----------------------------------------------------------------
 
     @override
@@ -240,6 +188,9 @@ class TorchFace(torch.optim.Optimizer):
         for group in self.param_groups:
             yield from group["params"]
 
+    def _trained(self) -> list[torch.Tensor]:
+        return [p for p in self._parameters() if p.requires_grad]
+
     def _is_probe(self, pairs: list[tuple[Any, torch.Tensor]]) -> bool:
         """Whether somebody only wants the state to exist.
 
@@ -253,7 +204,7 @@ class TorchFace(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Make slots for all parameters that are trained, and show them."""
-        trained = [p for p in self._parameters() if p.requires_grad]
+        trained = self._trained()
         is_known = len(trained) == len(self._built)
         if is_known and all(map(is_, trained, self._built)):
             return
@@ -361,18 +312,27 @@ class TorchFace(torch.optim.Optimizer):
         for hook in list(self._optimizer_load_state_dict_post_hooks.values()):
             hook(self)
 
-    def _load_groups(self, groups: list[dict[str, Any]]) -> None:
-        """Put saved groups in force; schedules and callables stay."""
-        numbers = [numbers_of(group, self._shown) for group in groups]
-        for own, table in zip(numbers, self._overrides, strict=True):
-            for name in table:
-                self._check_bounds(name, own[name])
-        self._wrapped.restore_hyperparameters(numbers[0])
-        self.param_groups = groups
-        self._shown = dict(numbers[0])
-        for own, table in zip(numbers, self._overrides, strict=True):
-            for name, cell in table.items():
-                cell.value = own[name]
+    # -- checkpoints: the face and the optimizer behind it are one -------------
+
+    def checkpoint_owner(self) -> optimizers.Optimizer:
+        """The optimizer behind it, once what groups and state say is in force."""
+        self._take_numbers()
+        self._show_numbers()
+        self._take_state()
+        return self._wrapped
+
+    def show_restored(self) -> None:
+        """Show numbers and slots that have been put into the optimizer."""
+        self._show_numbers()
+        names = set(self._wrapped.active_slots())
+        slots: dict[int, set[str]] = {}
+        for variable, name, _ in self._wrapped.slot_variables():
+            slots.setdefault(id(variable), set()).add(name)
+        # A slot that is missing may still come with a value, and a dtype, of its own.
+        is_whole = all(names <= slots.get(id(p), set()) for p in self._trained())
+        if is_whole and (names or int(self.iterations)):
+            self._built = []
+            self._build()
 
     # -- copies ---------------------------------------------------------------
 

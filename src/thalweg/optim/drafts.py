@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from thalweg.distribute import is_distributed, local_tensor
+from thalweg.distribute.row_shards import sharded_rows
 from thalweg.errors import describe, message
 from thalweg.optim.counters import Counters
 from thalweg.optim.formula import Formula, Slot
@@ -76,7 +77,10 @@ class Draft:
         value = self._number(slot.initial)
         if slot.layout == "row" and parameter.ndim > 1:
             shape = (parameter.shape[0],) + (1,) * (parameter.ndim - 1)
-            return torch.full(shape, value, dtype=dtype, device=parameter.device)
+            rows = sharded_rows(parameter, shape, dtype)
+            if rows is None:
+                rows = torch.empty(shape, dtype=dtype, device=parameter.device)
+            return rows.fill_(value)
         return torch.full_like(parameter, value, dtype=dtype)
 
     def commit(self, optimizer: DropIn) -> None:

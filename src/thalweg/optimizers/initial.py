@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from thalweg.distribute.row_shards import sharded_rows
 from thalweg.errors import describe, message
 from thalweg.state import Variable, colocate_with
 
@@ -76,11 +77,15 @@ def new_slot(
         initializer: As for `initial_value`.
 
     Returns:
-        A `Variable`; for a sharded variable a DTensor with the same placements.
+        A `Variable`; for a sharded variable a DTensor with the same placements, also
+        where it has one number for each row and the variable is cut between rows.
     """
     like = shape == tuple(variable.shape)
-    if like and hasattr(variable, "placements"):
-        slot = torch.zeros_like(variable, dtype=dtype, requires_grad=False)
+    rows = None if like else sharded_rows(variable, shape, dtype)
+    if rows is not None or (like and hasattr(variable, "placements")):
+        slot: Any = rows
+        if slot is None:
+            slot = torch.zeros_like(variable, dtype=dtype, requires_grad=False)
         start: Any = _BY_NAME.get(initializer, initializer)
         if isinstance(start, torch.Tensor):
             return slot.copy_(start)

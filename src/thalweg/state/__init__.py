@@ -4,7 +4,7 @@ The lowest room but for errors and settings. It knows no optimizer, no rule and 
 strategy.
 """
 
-from thalweg.state.checkpointable import SlotOwner
+from thalweg.state.checkpointable import OwnerFace, SlotOwner
 from thalweg.state.indexed_slices import (
     IndexedSlices,
     as_gradient,
@@ -46,6 +46,7 @@ __all__ = [
     "IndexedSlices",
     "NoDependency",
     "Placement",
+    "OwnerFace",
     "SlotOwner",
     "Trackable",
     "Variable",

@@ -39,3 +39,28 @@ class SlotOwner(Protocol):
     def restore_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Take over hyperparameters that `hyperparameters` returned."""
         ...
+
+
+@runtime_checkable
+class OwnerFace(Protocol):
+    """An object that shows a `SlotOwner` in another shape; to a checkpoint, it is one.
+
+    What the owner has is saved and restored as if the owner had been given. What only
+    the face has goes beside it, and either side may do without.
+    """
+
+    def checkpoint_owner(self) -> SlotOwner:
+        """Return the owner, once what was written to the face is in force there."""
+        ...
+
+    def own_numbers(self) -> Mapping[str, Any]:
+        """Return what only the face holds, as plain JSON values."""
+        ...
+
+    def restore_own_numbers(self, values: Mapping[str, Any]) -> None:
+        """Take over what `own_numbers` returned; refuse it before the first write."""
+        ...
+
+    def show_restored(self) -> None:
+        """Show what a restore has put into the owner."""
+        ...

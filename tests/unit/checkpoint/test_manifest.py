@@ -1,6 +1,9 @@
 """The manifest: written as documented, believed in nothing."""
 
 import json
+import re
+import tracemalloc
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,10 +12,12 @@ import pytest
 import torch
 
 from thalweg.checkpoint.manifest import (
+    ALWAYS_PARSED_BYTES,
     FileEntry,
     Manifest,
     TensorEntry,
     encode_metadata,
+    is_in_proportion,
     parse_manifest,
     seal,
 )
@@ -175,3 +180,73 @@ def test_every_flipped_byte_is_found():
         changed_text[position] ^= 1 << (position % 8)
         with pytest.raises(CheckpointError):
             parse_manifest(bytes(changed_text), PLACE)
+
+
+HOSTILE = {
+    "lists": ("[" + "[]," * 1_300_000 + "[]]"),
+    "objects": ("[" + "{}," * 1_300_000 + "{}]"),
+    "small objects": ("[" + '{"":0},' * 570_000 + "0]"),
+    "strings": ("[" + '"ab",' * 900_000 + "0]"),
+    "numbers": ("[" + "300," * 1_500_000 + "0]"),
+    "deep": "[" * 2_000_000 + "]" * 2_000_000,
+    "wide text": '["' + "a" * 9_000_000 + '\\ud83d\\ude00"]',
+}
+
+
+def sealed(values: str) -> bytes:
+    """A manifest with a right checksum around a text of anybody's."""
+    text = seal({**json.loads(MANIFEST.to_json()), "values": "HERE"})
+    text = text.replace(b'"HERE"', values.encode())
+    blank = re.sub(rb'"crc32": "[0-9a-f]{8}"', b'"crc32": "00000000"', text, count=1)
+    crc = f'"crc32": "{zlib.crc32(blank):08x}"'.encode()
+    return blank.replace(b'"crc32": "00000000"', crc, 1)
+
+
+def parse_traced(text: bytes, stored: int) -> tuple[str, int]:
+    """What is said against a text, and the memory that it took to find out."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError) as raised:
+            parse_manifest(text, PLACE, stored)
+        return str(raised.value), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_text_that_grows_when_it_is_read_is_refused_unread(kind):
+    text = sealed(HOSTILE[kind])
+    said, peak = parse_traced(text, stored=100)
+    assert "bytes of text about 100 bytes of files" in said
+    assert peak < 1 << 20
+
+
+def test_a_little_of_it_stays_within_what_is_always_granted():
+    text = sealed("[" + "[]," * 100_000 + "[]]")
+    said, peak = parse_traced(text, stored=100)
+    assert "malformed manifest" in said
+    assert peak < ALWAYS_PARSED_BYTES
+
+
+def tiny_tensors(count: int, stored: int) -> Manifest:
+    entry = TensorEntry.whole(FILE, (1, 1, 1, 1), torch.float32)
+    names = (f"model/layers.{i}.norm/.slot/optimizer/exp_avg" for i in range(count))
+    files = {FILE: FileEntry(stored, "0123abcd")}
+    return Manifest(files=files, tensors=dict.fromkeys(names, entry))
+
+
+def test_ten_thousand_small_tensors_are_read():
+    manifest = tiny_tensors(10_000, stored=40_000)
+    assert parse_manifest(manifest.to_json(), PLACE, 40_000) == manifest
+
+
+def test_more_is_neither_written_nor_read_unless_there_are_numbers_to_it():
+    manifest = tiny_tensors(24_000, stored=96_000)
+    with pytest.raises(CheckpointError, match="larger tensors, or fewer"):
+        manifest.to_json()
+    large = replace(manifest, files={FILE: FileEntry(1 << 30, "0123abcd")})
+    text = large.to_json()
+    assert is_in_proportion(text, 1 << 30)
+    said, peak = parse_traced(text, stored=96_000)
+    assert "about 96000 bytes of files" in said
+    assert peak < 1 << 20

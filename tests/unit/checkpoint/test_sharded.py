@@ -15,7 +15,7 @@ from tests.distributed.harness import run_ranks
 from tests.unit.checkpoint.slot_keeper import same_bits
 from thalweg.checkpoint import Checkpoint, RandomState, read_manifest
 from thalweg.checkpoint.graph import build_graph
-from thalweg.optimizers import SGD, Adam
+from thalweg.optimizers import SGD, Adam, RowWiseAdagrad
 
 pytestmark = pytest.mark.distributed
 ROWS = 5  # uneven: three on the first rank, two on the second
@@ -71,6 +71,7 @@ def test_wrappers_are_in_no_key():
 MAKERS = {
     "sgd": lambda model: SGD(0.1, momentum=0.9),
     "adam": lambda model: Adam(0.01),
+    "row": lambda model: RowWiseAdagrad(0.1),
     "torch": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
 }
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from tests.unit.checkpoint.slot_keeper import same_bits
+from thalweg import optim
 from thalweg.checkpoint import Checkpoint, CheckpointError, read_manifest
 from thalweg.checkpoint.torch_optimizers import TorchSlots, slots_of_torch
 
@@ -29,6 +30,11 @@ OPTIMIZERS: dict[str, Any] = {
     "tensor rate": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01)),
     "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
 }
+
+DROP_INS = (
+    *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta"),
+    *("RMSprop", "ASGD", "Rprop", "SparseAdam", "Lion", "LAMB", "RowWiseAdagrad"),
+)
 
 
 def make_model() -> Any:
@@ -206,3 +212,57 @@ def test_a_class_with_a_way_of_its_own_goes_by_that_way(tmp_path):
     path = Checkpoint(optimizer=optimizer).save(tmp_path / "save")
     Checkpoint(optimizer=optimizer).restore(path).assert_consumed()
     assert optimizer.loaded == {"own": 1}
+
+
+def thalweg_optimizer(name: str, parameters: Any, lr: float) -> Any:
+    return getattr(optim, name)(parameters, lr=lr, ema_decay=0.9, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("built", [False, True], ids=["new", "stepped"])
+@pytest.mark.parametrize("name", DROP_INS)
+def test_a_drop_in_resumes_by_name_and_to_the_bit(tmp_path, name, built):
+    model = make_model()
+    optimizer = thalweg_optimizer(name, model.parameters(), 0.01)
+    train(model, optimizer, range(3))
+    path = Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "save")
+    assert "model/0.weight/.slot/optimizer/average" in read_manifest(path).tensors
+    other = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    resumed = thalweg_optimizer(name, list(other.parameters())[::-1], 0.5)
+    if built:
+        train(other, resumed, range(2))
+    Checkpoint(model=other, optimizer=resumed).restore(path).assert_consumed()
+    assert resumed.param_groups[0]["lr"] == 0.01
+    for one, two in ((model, optimizer), (other, resumed)):
+        train(one, two, range(3, 6))
+    expect_same(model, other)
+    with optimizer.ema_scope(), resumed.ema_scope():
+        expect_same(model, other)
+
+
+def test_a_drop_in_takes_the_checkpoint_of_its_twin_and_may_keep_its_rate(tmp_path):
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train(model, optimizer, range(3))
+    path = Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "save")
+    twin = optim.AdamW(model, lr=0.5)
+    status = Checkpoint(model=model, optimizer=twin).restore(path, hyper="keep")
+    status.assert_consumed()
+    assert twin.param_groups[0]["lr"] == 0.5
+    for parameter in model.parameters():
+        mine, theirs = twin.state[parameter], optimizer.state[parameter]
+        assert same_bits(mine["exp_avg"], theirs["exp_avg"])
+        assert float(mine["step"]) == 3.0
+
+
+def test_a_drop_in_is_neither_saved_nor_restored_with_averages_in_place(tmp_path):
+    model = make_model()
+    optimizer = optim.SGD(model, lr=0.1, ema_decay=0.9)
+    train(model, optimizer, range(2))
+    checkpoint = Checkpoint(model=model, optimizer=optimizer)
+    path = checkpoint.save(tmp_path / "save")
+    with optimizer.ema_scope():
+        with pytest.raises(RuntimeError, match="outside ema_scope"):
+            checkpoint.save(tmp_path / "other")
+        with pytest.raises(RuntimeError, match="outside ema_scope"):
+            checkpoint.restore(path)
+    assert not (tmp_path / "other").exists()
