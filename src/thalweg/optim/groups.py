@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.errors import message
+import torch
 
-__all__ = ["adam_numbers", "check_not_negative", "coupled", "decoupled"]
+from thalweg.errors import describe, message
+from thalweg.state import name_of
+
+__all__ = ["adam_numbers", "check_group", "check_not_negative", "coupled", "decoupled"]
 
 
 def adam_numbers(group: Mapping[str, Any]) -> tuple[float, ...]:
@@ -58,3 +61,50 @@ def check_not_negative(defaults: Mapping[str, Any]) -> None:
 def _refuse(what: str, value: Any, expected: str) -> None:
     where = f"Invalid {what}: {value}"
     raise ValueError(message(where, expected, repr(value), "Pass one."))
+
+
+def check_group(where: str, group: Mapping[str, Any]) -> None:
+    """Refuse what no optimizer here can do.
+
+    Args:
+        where: Name of the optimizer, for messages.
+        group: A parameter group.
+
+    Raises:
+        TypeError: If a parameter is not floating.
+        ValueError: If a parameter is complex.
+        NotImplementedError: If the group asks for ``differentiable``.
+    """
+    for parameter in group["params"]:
+        if parameter.is_complex():
+            raise ValueError(
+                message(
+                    f"{where} does not support complex parameters",
+                    "floating ones",
+                    _described(parameter),
+                    "Optimize torch.view_as_real(parameter) instead.",
+                )
+            )
+        if not parameter.is_floating_point():
+            raise TypeError(
+                message(
+                    where,
+                    "floating parameters",
+                    _described(parameter),
+                    "Leave it out of the groups.",
+                )
+            )
+    if group.get("differentiable"):
+        raise NotImplementedError(
+            message(
+                where,
+                "differentiable=False",
+                "differentiable=True",
+                "A step writes through pointers, where autograd cannot follow; use "
+                "torch.optim for a step that is differentiated.",
+            )
+        )
+
+
+def _described(parameter: torch.Tensor) -> str:
+    return f"{name_of(parameter, 'a parameter')}, a {describe(parameter)}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
-from operator import is_
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +13,13 @@ from thalweg.optim.counters import Counters
 from thalweg.optim.formula import PENALTY
 from thalweg.optim.roster import Kinds
 from thalweg.step import STEP, WEIGHT_DECAY, Member, Plan, Transforms
+from thalweg.step.bulk import Holders, Places
 
 __all__ = ["Replay", "Settings", "partition"]
 
 Settings = list[tuple[tuple[float, ...], tuple[Any, ...]]]
 """For each group its numbers, and its choices."""
 Values = Mapping[str, np.ndarray]
-_address_of = torch.Tensor.data_ptr
-_values_of: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
 
 
 def partition(
@@ -85,10 +82,8 @@ class Replay:
         self._version = -1
         self._settings: Settings | None = None
         self._numbers: dict[str, np.ndarray] = {}
-        self._states: list[dict[str, Any]] = []
-        self._held: list[Any] = []
-        self._local: list[torch.Tensor] = []
-        self._addresses: list[int] = []
+        self._holders = Holders([])
+        self._places = Places([])
 
     # -- slots ----------------------------------------------------------------
 
@@ -101,31 +96,16 @@ class Replay:
             slots: States and keys.
             counters: The table, whose cells are at home there.
         """
-        holders: dict[str, list[dict[str, Any]]] = {}
-        for state, key in slots:
-            holders.setdefault(key, []).append(state)
-        self._states = list({id(state): state for state, _ in slots}.values())
-        self._held = self._all_held()
-        self._local = [
+        self._holders = Holders({id(state): state for state, _ in slots}.values())
+        self._places = Places(
             local_tensor(state[key])
-            for key, states in holders.items()
+            for state, key in slots
             if key not in counters.names
-            for state in states
-        ]
-        self._addresses = list(map(_address_of, self._local))
+        )
 
     def has_slots(self) -> bool:
         """Whether the states still hold the same tensors at the same addresses."""
-        held = self._all_held()
-        return (
-            len(held) == len(self._held)
-            and all(map(is_, held, self._held))
-            and list(map(_address_of, self._local)) == self._addresses
-        )
-
-    def _all_held(self) -> list[Any]:
-        """What the states hold, whatever its key, without a Python frame for each."""
-        return list(chain.from_iterable(map(_values_of, self._states)))
+        return self._holders.hold_the_same() and self._places.are_kept()
 
     # -- numbers --------------------------------------------------------------
 

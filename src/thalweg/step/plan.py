@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._C import DisableTorchFunctionSubclass
-from torch.autograd.graph import increment_version
 
 from thalweg.compiler import Kernel, KernelKey, compile_rules, interpret, reads_shape
 from thalweg.errors import message
+from thalweg.step.bulk import Addresses, Places, Writes
 from thalweg.step.device_fold import DeviceFold
 from thalweg.step.device_group import DeviceGroup, device_groups
 from thalweg.step.device_kernel import has_device_kernels
@@ -70,7 +69,8 @@ class Plan:
     ) -> None:
         _check_tensors(where, members, gradients)
         self.variables = [m.var for m in members]
-        self._addresses = _addresses(self.variables)
+        self._places = Places(self.variables)
+        self._addresses = Addresses(len(self.variables))
         self._shapes = [v.shape for v in self.variables]
         self._dtypes = [g.dtype for g in gradients]
         self._devices = [v.device for v in self.variables]
@@ -88,14 +88,9 @@ class Plan:
         self._loaded: Loaded = (), {}
         self._norms: dict[bool, SquaredNorms] = {}
         self._interpreted = [(i, m) for i, m in enumerate(members) if not has_kernel[i]]
-        # Aliases of torch's own class share the version counter, and are counted up
-        # in half the time that a subclass takes.
-        self._written = [
-            t.detach()
-            for i, m in enumerate(members)
-            if has_kernel[i]
-            for t in m.tensors
-        ]
+        self._written = Writes(
+            t for i, m in enumerate(members) if has_kernel[i] for t in m.tensors
+        )
 
     @staticmethod
     def are_dense(gradients: Sequence[object]) -> bool:
@@ -116,7 +111,7 @@ class Plan:
 
     def is_in_place(self) -> bool:
         """Whether all variables lie where they did."""
-        return _addresses(self.variables) == self._addresses
+        return self._places.are_kept()
 
     def fits(
         self, variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
@@ -163,7 +158,7 @@ class Plan:
         self._loaded = gradients, values
         is_known = gradients is self.recognition.gradients
         if self._lie_plain if is_known else self._are_plain(gradients):
-            addresses = np.array(_addresses(gradients), dtype=np.int64)
+            addresses = self._addresses.read(gradients)
             for group in self._groups:
                 group.write_gradients(addresses)
         else:
@@ -236,7 +231,7 @@ class Plan:
         num_threads = torch.get_num_threads()
         for group in self._groups:
             group.run(num_threads)
-        increment_version(self._written)
+        self._written.count()
         for position, member in self._interpreted:
             _interpret(member, gradients[position], values)
         self.unload()
@@ -249,11 +244,6 @@ class Plan:
     def kernels(self) -> list[Kernel]:
         """The kernels, one for each group."""
         return [group.kernel for group in self._groups]
-
-
-def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
-    with DisableTorchFunctionSubclass():  # a subclass would be asked for overrides
-        return list(map(torch.Tensor.data_ptr, tensors))
 
 
 def _check_tensors(

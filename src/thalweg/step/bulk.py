@@ -1,0 +1,252 @@
+"""Questions to many tensors at once: where they lie, who holds them, who wrote them.
+
+A step asks them of every variable and slot. In Python a tensor costs 0.1 µs and more,
+mostly for memory that the kernels have driven out of the caches; `bulk.c` asks through
+libtorch's stable C functions in a tenth of it. Where that cannot be had, or where the
+installed torch lays out its objects in another way, Python asks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import chain
+from operator import is_
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch._C import DisableTorchFunctionSubclass
+from torch.autograd.graph import increment_version
+
+from thalweg.compiler.build import Library, build
+
+__all__ = ["Addresses", "Holders", "Places", "Writes"]
+
+_DATA_PTR = "aoti_torch_get_data_ptr"
+_BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
+_OFFSETS = (16, 24)
+"""Where a tensor's object holds its at::Tensor: torch from 2.10 on, and before."""
+_address_of = torch.Tensor.data_ptr
+_Dict: Any = dict
+_values_of: Callable[[dict[str, Any]], Iterable[Any]] = _Dict.values
+
+
+class Places:
+    """Tensors, and where they lie.
+
+    Args:
+        tensors: Strided tensors; they are kept.
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._addresses = Addresses(len(self._tensors))
+        self._known = self._addresses.read(self._tensors).copy()
+        self._calls = _calls()
+        self._ids = _ids(self._tensors)
+        self._arguments = len(self._tensors), self._ids.ctypes.data
+        self._known_at = self._known.ctypes.data
+
+    def are_kept(self) -> bool:
+        """Whether every tensor lies where it did."""
+        calls = self._calls
+        if calls is None:
+            return np.array_equal(self._addresses.read(self._tensors), self._known)
+        return bool(
+            calls.lie_at(*self._arguments, calls.offset, calls.data_ptr, self._known_at)
+        )
+
+
+class Holders:
+    """Dicts, and the objects that are their values.
+
+    Args:
+        dicts: They are kept, and so is what they hold.
+    """
+
+    def __init__(self, dicts: Iterable[dict[str, Any]]) -> None:
+        self._dicts = list(dicts)
+        self._known = self._held()
+        self._calls = _calls()
+        self._ids = _ids(self._dicts), _ids(self._known)
+        self._arguments = len(self._dicts), self._ids[0].ctypes.data
+        self._known_at = len(self._known), self._ids[1].ctypes.data
+
+    def hold_the_same(self) -> bool:
+        """Whether the dicts hold the same objects in the same order."""
+        calls = self._calls
+        if calls is None:
+            held = self._held()
+            return len(held) == len(self._known) and all(map(is_, held, self._known))
+        return bool(calls.hold(*self._arguments, calls.next_item, *self._known_at))
+
+    def _held(self) -> list[Any]:
+        return list(chain.from_iterable(map(_values_of, self._dicts)))
+
+
+class Writes:
+    """Tensors that every step writes.
+
+    Args:
+        tensors: They are not kept: aliases are, which share their version counters.
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._aliases = [tensor.detach() for tensor in tensors]
+        # A tensor of inference mode has no counter; what C++ throws, C cannot catch.
+        is_counted = not any(map(torch.Tensor.is_inference, self._aliases))
+        self._calls = _calls() if is_counted else None
+        self._ids = _ids(self._aliases)
+        self._arguments = len(self._aliases), self._ids.ctypes.data
+
+    def count(self) -> None:
+        """Count up the versions of all, so that autograd knows."""
+        calls = self._calls
+        if calls is None:
+            increment_version(self._aliases)
+        else:
+            calls.count_writes(*self._arguments, calls.offset, calls.bump)
+
+
+class Addresses:
+    """Room for where tensors lie, made once for many steps.
+
+    Args:
+        count: Number of tensors.
+
+    Example:
+        >>> tensor = torch.zeros(3)
+        >>> Addresses(1).read([tensor]) == tensor.data_ptr()
+        array([ True])
+    """
+
+    def __init__(self, count: int) -> None:
+        self._found = np.empty(count, dtype=np.int64)
+        self._found_at = self._found.ctypes.data
+        self._calls = _calls()
+
+    def read(self, tensors: Sequence[torch.Tensor]) -> np.ndarray:
+        """Where tensors lie.
+
+        Args:
+            tensors: A list or tuple of as many strided tensors.
+
+        Returns:
+            An int64 array, written anew by the next call.
+        """
+        calls = self._calls
+        item = calls and calls.items.get(type(tensors))
+        if calls is None or item is None:
+            self._found[:] = _slowly(tensors)
+            return self._found
+        end = calls.offset, calls.data_ptr, self._found_at
+        if not calls.addresses(tensors, len(self._found), item, *end):
+            self._found[:] = _slowly(tensors)
+        return self._found
+
+
+def _slowly(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+    with DisableTorchFunctionSubclass():  # a subclass would be asked for overrides
+        return np.array(list(map(_address_of, tensors)), dtype=np.int64)
+
+
+def _ids(objects: Sequence[object]) -> np.ndarray:
+    return np.array(list(map(id, objects)), dtype=np.int64)
+
+
+# -- the way to C -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Functions of `bulk.c`, and addresses of what they call."""
+
+    lie_at: Any
+    addresses: Any
+    count_writes: Any
+    hold: Any
+    offset: int
+    data_ptr: int
+    bump: int
+    next_item: int
+    items: Mapping[type, int]
+
+
+@cache
+def _calls() -> _Calls | None:
+    """The functions, if there is a compiler and torch is as they expect."""
+    samples = [torch.zeros(3), torch.nn.Parameter(torch.zeros(4)), torch.zeros(4)[2:]]
+    offset = _offset(samples)
+    torch_functions = _torch_functions()
+    if offset is None or torch_functions is None:
+        return None
+    text = resources.files("thalweg.step").joinpath("bulk.c").read_text("utf-8")
+    library = build(text)
+    if library is None:
+        return None
+    calls = _declared(library, offset, *torch_functions)
+    return calls if _are_right(calls, samples) else None
+
+
+def _offset(samples: Sequence[torch.Tensor]) -> int | None:
+    """Where the objects hold their at::Tensor: a pointer that torch also tells."""
+    for offset in _OFFSETS:
+        held = [ctypes.c_int64.from_address(id(t) + offset).value for t in samples]
+        if held == [t._cdata for t in samples]:
+            return offset
+    return None
+
+
+def _torch_functions() -> tuple[int, int] | None:
+    folder = Path(torch.__file__).parent / "lib"
+    for path in sorted(folder.glob("libtorch_cpu.*")):
+        try:
+            library = ctypes.CDLL(str(path))
+            return _address(library[_DATA_PTR]), _address(library[_BUMP_VERSION])
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _declared(library: Library, offset: int, data_ptr: int, bump: int) -> _Calls:
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    found, python = library.short, ctypes.pythonapi
+    calls = _Calls(
+        found.thalweg_lie_at,
+        found.thalweg_addresses,
+        found.thalweg_count_writes,
+        found.thalweg_hold,
+        *(offset, data_ptr, bump, _address(python.PyDict_Next)),
+        {
+            list: _address(python.PyList_GetItem),
+            tuple: _address(python.PyTuple_GetItem),
+        },
+    )
+    calls.lie_at.argtypes = [number, pointer, number, pointer, pointer]
+    parts = [ctypes.py_object, number, pointer, number, pointer, pointer]
+    calls.addresses.argtypes = parts
+    calls.count_writes.argtypes = [number, pointer, number, pointer]
+    calls.count_writes.restype = None
+    calls.hold.argtypes = [number, pointer, pointer, number, pointer]
+    return calls
+
+
+def _are_right(calls: _Calls, samples: list[torch.Tensor]) -> bool:
+    """Whether C tells of some tensors what Python does."""
+    found = np.zeros(len(samples), dtype=np.int64)
+    end = calls.offset, calls.data_ptr, found.ctypes.data
+    calls.addresses(samples, len(samples), calls.items[list], *end)
+    versions = [sample._version + 1 for sample in samples]
+    ids = _ids(samples)
+    calls.count_writes(len(samples), ids.ctypes.data, calls.offset, calls.bump)
+    counted = versions == [sample._version for sample in samples]
+    return counted and np.array_equal(found, _slowly(samples))
