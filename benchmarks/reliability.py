@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import crashes, resharding
+from benchmarks import crashes, resharding, resuming
 from benchmarks.harness import RESULTS, interleaved, report
 from benchmarks.power_loss import states, traced
 from benchmarks.savers import SAVERS, load_distributed, save_distributed, state_of
@@ -362,6 +362,15 @@ def races(count: int) -> list[Row]:
     return [row("asynchronous save, changed at once", "thalweg", count, failures)]
 
 
+def resume(quick: bool) -> list[Row]:
+    """Runs stopped after random steps and resumed, with every optimizer."""
+    trials, wrong = resuming.stopped_and_resumed(quick)
+    more = {"other bits": wrong} if wrong else {}
+    way = f"every optimizer and option, {resuming.STOPS} of {resuming.STEPS} steps"
+    name = "resumed after a random step"
+    return [row(name, "thalweg", trials, len(wrong), way=way, **more)]
+
+
 # --------------------------------------------------------------------- speed
 
 
@@ -499,13 +508,14 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     """What is measured, by name."""
     ours, others = list(SAVERS)[:2], list(SAVERS)[2:]
     return {
-        "speed": lambda: speed(16 if quick else 1024, 2 if quick else 3),
+        "speed": lambda: speed(16 if quick else 1024, 2 if quick else 7),
         "kill": lambda: kill(10 if quick else 500, 1 if quick else 5),
         "exit": exit_everywhere,
         "disk": lambda: full_disk(CODES[:1] if quick else CODES),
         "fuzz": lambda: fuzz(300 if quick else 10_000),
         "race": lambda: races(10 if quick else 200),
         "reshard": reshard,
+        "resume": lambda: resume(quick),
         "power": lambda: power_loss(ours, 100 if quick else 5_000, 6),
         "others": lambda: power_loss(others, 20 if quick else 1_000, 6),
     }

@@ -94,8 +94,11 @@ def is_tiling(shape: Sequence[int], boxes: Sequence[Box]) -> bool:
         >>> is_tiling((4,), [Box((0,), (3,)), Box((2,), (2,))])
         False
     """
-    regions = [(Box.whole(shape), list(boxes))]
-    if len(boxes) > 1 and any(box.is_empty for box in boxes):
+    whole = Box.whole(shape)
+    if len(boxes) == 1:
+        return boxes[0] == whole
+    regions = [(whole, list(boxes))]
+    if any(box.is_empty for box in boxes):
         return False
     for _ in range(MOST_CUTS):
         remaining: list[tuple[Box, list[Box]]] = []

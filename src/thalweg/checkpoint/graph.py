@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from typing_extensions import TypeIs
 
 from thalweg.checkpoint.encoding import is_plain
 from thalweg.checkpoint.faces import FaceNumbers
@@ -127,14 +128,14 @@ class _Builder:
     def _behind(self, root: "_Root", faces: dict[str, SlotOwner]) -> "_Root":
         """The optimizer in place of its face, whose own numbers go beside it."""
         face = root.value
-        if not isinstance(face, OwnerFace):
+        if isinstance(face, torch.Tensor) or not isinstance(face, OwnerFace):
             return root
         self._graph.faces.append(face)
         faces[face_key(root.key())] = FaceNumbers(face)
         return root._replace(value=face.checkpoint_owner())
 
     def _find_owners(self, root: "_Root") -> None:
-        if isinstance(root.value, SlotOwner):
+        if _owns_slots(root.value):
             self._add_owner(root.key(), root.value)
         elif (owner := slots_of_torch(root.value)) is not None:
             self._owner_ids[id(root.value)] = root.key()
@@ -161,10 +162,11 @@ class _Builder:
                 self._add_value(root.key(), value_of(root.key(), value, root.replace))
             return
         for path, found in walk(value):
+            if isinstance(found, torch.Tensor):
+                continue
             if isinstance(found, SlotOwner):
                 self._add_owner(root.key(path), found)
-            if not isinstance(found, torch.Tensor):
-                self._graph.holders.append(found)
+            self._graph.holders.append(found)
             if isinstance(found, nn.Module):
                 _show_shards(found)
                 extra = extra_state(found)
@@ -294,8 +296,13 @@ def _setter(container: Any, place: Any) -> Callable[[Any], object]:
     return replace
 
 
+def _owns_slots(value: object) -> TypeIs[SlotOwner]:
+    # Asking for a protocol takes long, and most of what is asked about is tensors.
+    return not isinstance(value, torch.Tensor) and isinstance(value, SlotOwner)
+
+
 def _is_walked(value: object) -> bool:
-    if isinstance(value, SlotOwner | nn.Module | torch.Tensor):
+    if isinstance(value, nn.Module | torch.Tensor) or _owns_slots(value):
         return True
     return isinstance(value, Trackable) and not isinstance(value, Stateful)
 
@@ -322,7 +329,7 @@ def _with_step_counts(
     """Call the step count of an optimizer `iterations`, wherever it keeps it."""
     starts: dict[int, str] = {}
     for path, owner in walk(value):
-        if isinstance(owner, SlotOwner):
+        if _owns_slots(owner):
             count = getattr(owner, ITERATIONS, None)
             if isinstance(count, torch.Tensor):
                 starts[id(handle_of(count))] = f"{path}." if path else ""

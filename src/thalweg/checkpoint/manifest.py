@@ -4,10 +4,14 @@ It is the last file written, so a folder with a whole manifest is a whole checkp
 It names every file with size and crc32, every tensor with dtype and boxes, the
 aliases of tied variables, the hyperparameters of each optimizer, and plain values.
 It carries a checksum of itself, because a wrong learning rate looks like a right one.
+
+Reading takes no more memory than twice what the checkpoint takes on the disk, whoever
+wrote it. Where an honest text would need more, blanks are written behind it.
 """
 
 import re
 import zlib
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -24,6 +28,7 @@ from thalweg.checkpoint.encoding import (
     parsed_bytes,
     tensor_keys,
 )
+from thalweg.checkpoint.members import ALWAYS_ALLOWED, Allowance, Members
 from thalweg.checkpoint.tensor_file import (
     DTYPE_NAMES,
     LARGEST_RANK,
@@ -35,25 +40,29 @@ from thalweg.errors import CheckpointError, describe, message
 FORMAT: Final = "thalweg-checkpoint"
 FORMAT_VERSION: Final = 1
 LARGEST_MANIFEST_BYTES: Final = 1 << 28
-# Of this much, 20,000 tensors can be told however small they are.
-ALWAYS_PARSED_BYTES: Final = 1 << 26
+# Entries of tensors that are alike are read once, up to so many different ones.
+MOST_KNOWN: Final = 1 << 12
 BLANK: Final = "00000000"
 CRC: Final = re.compile("[0-9a-f]{8}")
 # The first in the text are the manifest's own: nothing that holds more precedes them.
 OWN_CRC: Final = re.compile(rb'"crc32": "([0-9a-f]{8})"')
 OWN_VERSION: Final = re.compile(rb'"format_version": (\d{1,9})\b')
-FIELDS: Final = {
-    "format",
-    "format_version",
-    "crc32",
-    "step",
-    "files",
-    "tensors",
-    "aliases",
-    "hyperparameters",
-    "values",
-    "metadata",
-}
+
+
+def _pattern(*tokens: bytes) -> re.Pattern[bytes]:
+    """What matches these tokens of JSON, with any space around them."""
+    return re.compile(rb"[ \n\r\t]*+".join([b"", *tokens, b""]))
+
+
+HEAD: Final = _pattern(
+    *(rb"\{", b'"format"', b":", b'"%s"' % FORMAT.encode(), b","),
+    *(b'"format_version"', b":", b"%d" % FORMAT_VERSION, b","),
+    *(b'"crc32"', b":", rb'"[0-9a-f]{8}"', b","),
+    *(b'"step"', b":", rb"(null|\d{1,19})", b",", b'"files"', b":"),
+)
+TENSORS_FOLLOW: Final = _pattern(b",", b'"tensors"', b":")
+REST_FOLLOWS: Final = _pattern(b",")
+REST: Final = {"aliases", "hyperparameters", "values", "metadata"}
 
 
 class FileEntry(NamedTuple):
@@ -125,44 +134,47 @@ class Manifest:
         return decode(self.metadata, "metadata")
 
     def to_json(self) -> bytes:
-        """The text of `manifest.json`.
+        """The text of `manifest.json`, with blanks if it is small for what it says.
 
         Raises:
-            CheckpointError: If it were out of proportion, so that nobody could read it.
+            CheckpointError: If it is longer than anybody reads.
         """
-        text = seal(
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "crc32": BLANK,
-                "step": self.step,
-                "files": {name: file._asdict() for name, file in self.files.items()},
-                "tensors": {k: entry.to_json() for k, entry in self.tensors.items()},
-                "aliases": self.aliases,
-                "hyperparameters": self.hyperparameters,
-                "values": self.values,
-                "metadata": self.metadata,
-            }
-        )
+        content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "crc32": BLANK,
+            "step": self.step,
+            "files": {name: file._asdict() for name, file in self.files.items()},
+            "tensors": {k: entry.to_json() for k, entry in self.tensors.items()},
+            "aliases": self.aliases,
+            "hyperparameters": self.hyperparameters,
+            "values": self.values,
+            "metadata": self.metadata,
+        }
+        text = seal(content)
         stored = sum(file.bytes for file in self.files.values())
-        if not is_in_proportion(text, stored):
+        if parsed_bytes(text) > ALWAYS_ALLOWED:
+            needed = Allowance(len(text) + stored, unlimited=True)
+            _read(text, needed)
+            text = seal(content, blanks=needed.excess) if needed.excess else text
+        if len(text) > LARGEST_MANIFEST_BYTES:
             raise CheckpointError(
                 message(
                     "Checkpoint.save",
-                    "larger tensors, or fewer of them and fewer plain values",
-                    f"{len(text):,} bytes to tell of {stored:,}",
+                    f"a manifest of {LARGEST_MANIFEST_BYTES:,} bytes at most",
+                    f"{len(text):,} bytes",
                     "Put many small tensors or values together in one tensor.",
                 )
             )
         return text
 
 
-def seal(content: dict[str, Any]) -> bytes:
+def seal(content: dict[str, Any], blanks: int = 0) -> bytes:
     """The text of a manifest with its own checksum in the field `crc32`.
 
     The checksum is that of the text with eight zeros in the place of the checksum.
     """
-    text = dump({**content, "crc32": BLANK})
+    text = dump({**content, "crc32": BLANK}, levels=2) + b" " * blanks
     return text.replace(_crc_field(BLANK), _crc_field(f"{zlib.crc32(text):08x}"), 1)
 
 
@@ -199,16 +211,6 @@ def encode_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
     return encode(metadata or {}, "metadata")
 
 
-def is_in_proportion(text: bytes, stored: int) -> bool:
-    """Whether a manifest takes no more memory than the files it tells of warrant.
-
-    Args:
-        text: The manifest's.
-        stored: Bytes of the other files.
-    """
-    return parsed_bytes(text) <= max(ALWAYS_PARSED_BYTES, 2 * (len(text) + stored))
-
-
 def parse_manifest(text: bytes, path: Path, stored: int = 0) -> Manifest:
     """Read a manifest's text, believing none of it.
 
@@ -222,26 +224,24 @@ def parse_manifest(text: bytes, path: Path, stored: int = 0) -> Manifest:
     """
     try:
         _check_seal(text)
-        if not is_in_proportion(text, stored):
-            raise ValueError(f"{len(text)} bytes of text about {stored} bytes of files")
-        content = parse(text)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError("not the manifest of a checkpoint")
-        if content.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"format version {content.get('format_version')!r}")
-        if set(content) != FIELDS:
-            raise ValueError(f"the fields {sorted(set(content) ^ FIELDS)}")
-        return _build(content)
+        return _read(text, Allowance(len(text) + stored))
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise damaged(path, f"a malformed manifest ({problem})") from problem
 
 
-def _build(content: dict[str, Any]) -> Manifest:
-    step = content["step"]
+def _read(text: bytes, allowance: Allowance) -> Manifest:
+    allowance.spend(len(text))
+    head = _expect(HEAD, text, 0)
+    names = Members(text, head.end(), allowance)
+    files = _read_files(names, allowance)
+    entries = Members(text, _expect(TENSORS_FOLLOW, text, names.end).end(), allowance)
+    tensors = _read_tensors(entries, files, allowance)
+    rest = _expect(REST_FOLLOWS, text, entries.end).end()
+    content = _read_rest(text, rest, allowance)
     manifest = Manifest(
-        step=None if step is None else check_count(step),
-        files={k: _file_entry(k, v) for k, v in content["files"].items()},
-        tensors={k: _tensor_entry(v) for k, v in content["tensors"].items()},
+        step=None if head[1] == b"null" else check_count(int(head[1])),
+        files=files,
+        tensors=tensors,
         aliases=dict(content["aliases"].items()),
         hyperparameters={
             owner: dict(table.items())
@@ -254,6 +254,59 @@ def _build(content: dict[str, Any]) -> Manifest:
     return manifest
 
 
+def _expect(pattern: re.Pattern[bytes], text: bytes, at: int) -> re.Match[bytes]:
+    found = pattern.match(text, at)
+    if found is None:
+        raise ValueError(f"other fields, or in another order, at byte {at}")
+    return found
+
+
+def _read_files(members: Members, allowance: Allowance) -> dict[str, FileEntry]:
+    files: dict[str, FileEntry] = {}
+    for name, entry in members:
+        allowance.spend_member(name)
+        allowance.spend_record(entry)
+        _check_new(name, files)
+        files[name] = _file_entry(name, parse(entry, is_shallow=True))
+    return files
+
+
+def _read_tensors(
+    members: Members, files: dict[str, FileEntry], allowance: Allowance
+) -> dict[str, TensorEntry]:
+    tensors: dict[str, TensorEntry] = {}
+    known: dict[bytes, TensorEntry] = {}
+    for key, entry in members:
+        allowance.spend_member(key)
+        _check_new(key, tensors)
+        found = known.get(entry)
+        if found is None:
+            allowance.spend_record(entry)
+            found = _tensor_entry(key, parse(entry, is_shallow=True), files)
+            if len(known) < MOST_KNOWN:
+                allowance.spend_member(key)
+                allowance.spend(len(entry))
+                known[entry] = found
+        tensors[key] = found
+    return tensors
+
+
+def _read_rest(text: bytes, begin: int, allowance: Allowance) -> dict[str, Any]:
+    end = text.rfind(b"}") + 1
+    allowance.spend(end - begin)
+    rest = b"".join((b"{", memoryview(text)[begin:end]))
+    allowance.spend(parsed_bytes(rest))
+    content = parse(rest)
+    if set(content) != REST:
+        raise ValueError(f"the fields {sorted(set(content) ^ REST)}")
+    return content
+
+
+def _check_new(key: str, table: Container[str]) -> None:
+    if key in table:
+        raise ValueError(f"the key {key!r} stands twice")
+
+
 def _file_entry(name: str, entry: dict[str, Any]) -> FileEntry:
     if FILE_NAME.fullmatch(name) is None:
         raise ValueError(f"the file name {name[:80]!r}")
@@ -263,12 +316,27 @@ def _file_entry(name: str, entry: dict[str, Any]) -> FileEntry:
     return FileEntry(check_count(entry["bytes"]), crc)
 
 
-def _tensor_entry(entry: dict[str, Any]) -> TensorEntry:
-    boxes = tuple(
-        StoredBox(box["file"], Box(_counts(box["offset"]), _counts(box["shape"])))
-        for box in entry["boxes"]
-    )
-    return TensorEntry(_counts(entry["shape"]), DTYPE_NAMES[entry["dtype"]], boxes)
+def _tensor_entry(
+    key: str, entry: dict[str, Any], files: Mapping[str, FileEntry]
+) -> TensorEntry:
+    shape = _counts(entry["shape"])
+    boxes = tuple(_stored_box(box) for box in entry["boxes"])
+    names = [box.file for box in boxes]
+    for file in names:
+        if file not in files:
+            raise ValueError(f"'{key}' lies in the file {file!r}, not listed")
+    if len(set(names)) != len(names):
+        raise ValueError(f"two boxes of '{key}' in one file")
+    if not is_tiling(shape, [stored.box for stored in boxes]):
+        raise ValueError(f"boxes of '{key}' that are not the whole of it")
+    return TensorEntry(shape, DTYPE_NAMES[entry["dtype"]], boxes)
+
+
+def _stored_box(box: dict[str, Any]) -> StoredBox:
+    found = StoredBox(box["file"], Box(_counts(box["offset"]), _counts(box["shape"])))
+    if len(found.box.offset) != len(found.box.shape):
+        raise ValueError(f"a box at {found.box.offset} of shape {found.box.shape}")
+    return found
 
 
 def _counts(value: Any) -> tuple[int, ...]:
@@ -278,18 +346,6 @@ def _counts(value: Any) -> tuple[int, ...]:
 
 
 def _check_references(manifest: Manifest) -> None:
-    for key, entry in manifest.tensors.items():
-        files = [stored.file for stored in entry.boxes]
-        for file in files:
-            if file not in manifest.files:
-                raise ValueError(f"'{key}' lies in the file {file!r}, not listed")
-        if len(set(files)) != len(files):
-            raise ValueError(f"two boxes of '{key}' in one file")
-        boxes = [stored.box for stored in entry.boxes]
-        if any(len(b.offset) != len(b.shape) for b in boxes) or not is_tiling(
-            entry.shape, boxes
-        ):
-            raise ValueError(f"boxes of '{key}' that are not the whole of it")
     for alias, key in manifest.aliases.items():
         if alias in manifest.tensors or key not in manifest.tensors:
             raise ValueError(f"the alias {alias!r}")

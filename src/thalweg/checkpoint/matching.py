@@ -18,6 +18,7 @@ from thalweg.checkpoint.keys import (
     rank_key,
 )
 from thalweg.checkpoint.manifest import Manifest, TensorEntry
+from thalweg.checkpoint.torch_optimizers import STEP, TorchSlots
 from thalweg.distribute.collectives import rank
 
 HyperPolicy = Literal["checkpoint", "keep", "error-if-different"]
@@ -122,11 +123,13 @@ class _Matcher:
                 self._variables[saved] = tensor
                 self._add_copy(saved, key, tensor)
 
-    def _add_copy(self, saved: str, key: str, target: torch.Tensor) -> None:
+    def _add_copy(
+        self, saved: str, key: str, target: torch.Tensor, is_number: bool = False
+    ) -> None:
         self._used.add(saved)
         if saved in self._taken:
             return
-        difference = _difference(self._manifest.tensors[saved], target)
+        difference = _difference(self._manifest.tensors[saved], target, is_number)
         if difference:
             self._result.mismatched.append(f"{key}: {difference}")
         else:
@@ -177,6 +180,7 @@ class _Matcher:
         existing = {
             (slot.owner, id(slot.variable), slot.name): key
             for key, slot in self._graph.slots.items()
+            if slot.name not in pending_slots(self._graph.owners[slot.owner])
         }
         for saved in self._manifest.tensors:
             parts = parse_slot_key(saved)
@@ -188,7 +192,10 @@ class _Matcher:
             place = (parts.owner, id(variable), parts.slot)
             key = existing.pop(place, None)
             if key is not None:
-                self._add_copy(saved, key, self._graph.slots[key].tensor)
+                slot = self._graph.slots[key]
+                is_number = isinstance(self._graph.owners[slot.owner], TorchSlots)
+                is_number &= slot.name == STEP or slot.variable.dim() > 0
+                self._add_copy(saved, key, slot.tensor, is_number)
             elif saved in self._taken:
                 self._used.add(saved)
             else:
@@ -252,6 +259,11 @@ def takes_new_hyperparameters(owner: object) -> bool:
     return bool(getattr(owner, "takes_new_hyperparameters", False))
 
 
+def pending_slots(owner: object) -> Collection[str]:
+    """Slots that are there at times only: saved ones take the place of them all."""
+    return getattr(owner, "pending_slots", ())
+
+
 def encode_hyperparameters(owner: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """Encode an optimizer's hyperparameters, name by name.
 
@@ -261,13 +273,15 @@ def encode_hyperparameters(owner: str, table: Mapping[str, Any]) -> dict[str, An
     return {name: encode(v, hyper_key(owner, name)) for name, v in table.items()}
 
 
-def _difference(entry: TensorEntry, target: torch.Tensor) -> str:
+def _difference(entry: TensorEntry, target: torch.Tensor, is_number: bool) -> str:
     if is_lazy(target):
         return ""  # it takes any shape
     if target.device.type == "meta":
         return "it lies on the meta device, which holds no numbers"
     if entry.shape == tuple(target.shape) and entry.dtype == target.dtype:
         return ""
+    if is_number and entry.shape == tuple(target.shape) == ():
+        return ""  # torch counts in float32, others count further; restoring compares
     return (
         f"{_kind(entry.dtype, entry.shape)} in the checkpoint, "
         f"{_kind(target.dtype, tuple(target.shape))} in the object"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from thalweg.checkpoint.durable import MANIFEST, replace_file
-from thalweg.checkpoint.encoding import dump, parse
+from thalweg.checkpoint.encoding import dump, parse, parsed_bytes
 from thalweg.checkpoint.folder import read_manifest
+from thalweg.checkpoint.members import Allowance
 from thalweg.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,9 @@ class Record:
         file = directory / RECORD
         try:
             if file.is_file() and file.stat().st_size <= LARGEST_BYTES:
-                self._made = _checked(parse(file.read_bytes()))
+                text = file.read_bytes()
+                Allowance(len(text)).check(parsed_bytes(text))
+                self._made = _checked(parse(text))
         except (OSError, ValueError) as problem:
             logger.warning(
                 "%s cannot be read (%s): checkpoints made before are kept for good.",
@@ -72,7 +75,7 @@ class Record:
 
     def _store(self, made: dict[str, str | None]) -> None:
         content = {"format": FORMAT, "format_version": 1, "made": made}
-        replace_file(self._directory / RECORD, dump(content))
+        replace_file(self._directory / RECORD, dump(content, levels=2))
         self._made = made
 
 

@@ -19,7 +19,7 @@ from thalweg.checkpoint.matching import (
 )
 from thalweg.distribute.components import is_distributed
 from thalweg.distribute.row_shards import sharded_rows
-from thalweg.errors import CheckpointError
+from thalweg.errors import CheckpointError, message
 from thalweg.state import colocate_with, handle_of, place
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ def carry_out(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) ->
         hyper: With "keep", hyperparameters are left alone.
 
     Raises:
-        CheckpointError: If hyperparameters differ and may not, or an object refused
-            its state; the others are as they were.
+        CheckpointError: If hyperparameters differ and may not, an object refused its
+            state, or a number would be another one; the others are as they were.
     """
     if hyper == "error-if-different" and found.hyper_differences:
         differences = "".join(f"\n  {line}" for line in found.hyper_differences)
@@ -48,9 +48,29 @@ def carry_out(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) ->
             f'{differences}\nNothing was changed. Pass hyper="checkpoint" or '
             'hyper="keep".'
         )
+    _check_numbers(found, reader)
     _apply(graph, found, reader, hyper)
     for difference in found.hyper_differences:
         logger.warning("Checkpoint.restore took the first: %s", difference)
+
+
+def _check_numbers(found: Match, reader: Reader) -> None:
+    """Refuse a count whose existing tensor is of a dtype that cannot say it."""
+    for copy in found.copies:
+        saved = reader.manifest.tensors[copy.saved].dtype
+        if is_lazy(copy.target) or saved == copy.target.dtype:
+            continue
+        value = reader.read(copy.saved)
+        if not value.to(copy.target.dtype).to(saved).equal(value):
+            raise CheckpointError(
+                message(
+                    f"Checkpoint.restore: '{copy.key}'",
+                    f"a number that {copy.target.dtype} can say",
+                    f"{value.item()!r}",
+                    "Restore into an optimizer that has not stepped, which takes any. "
+                    "Nothing was changed.",
+                )
+            )
 
 
 def _apply(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) -> None:

@@ -9,6 +9,7 @@ the reader maps the file, so its tensors cost no memory until they are touched.
 import math
 import mmap
 import os
+import re
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -16,12 +17,15 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from thalweg.checkpoint.encoding import dump, parse
+from thalweg.checkpoint.encoding import dump, parse, parsed_bytes
+from thalweg.checkpoint.members import ALWAYS_ALLOWED, Allowance, Members
 from thalweg.errors import CheckpointError, message
 
 LENGTH: Final = struct.Struct("<Q")
 ALIGNMENT: Final = 8
 LARGEST_HEADER_BYTES: Final = 100_000_000
+METADATA: Final = "__metadata__"
+BLANKS: Final = re.compile(rb"[ \n\r\t]*+")
 LARGEST_RANK: Final = 64
 # No entry takes more beside its key, which may be spelt \uXXXX, however it is indented.
 ENTRY_BYTES: Final = 4096
@@ -89,8 +93,17 @@ def file_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryv
         }
         for key, place in layout.items()
     }
-    text = dump(header)
+    text = dump(header, levels=1)
+    if parsed_bytes(text) > ALWAYS_ALLOWED:
+        size = max((place.end for place in layout.values()), default=0) + len(text)
+        needed = Allowance(size, unlimited=True)
+        _read_table(text, needed)
+        text += b" " * needed.excess
     text += b" " * (-len(text) % ALIGNMENT)
+    if len(text) > LARGEST_HEADER_BYTES:
+        expected, got = f"{LARGEST_HEADER_BYTES:,} bytes of names", f"{len(text):,}"
+        action = "Put many small tensors together in one."
+        raise CheckpointError(message("Checkpoint.save", expected, got, action))
     yield LENGTH.pack(len(text)) + text
     for key in layout:
         if tensors[key].numel():
@@ -125,8 +138,8 @@ class TensorFile:
             largest = min(largest, ENTRY_BYTES + room)
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            header, self._start = _read_header(file.read, size, path, largest)
-            self.layout = _check_layout(header, size - self._start, path)
+            self.layout, self._start = _read_header(file.read, size, path, largest)
+            _check_extents(self.layout, size - self._start, path)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read(self, key: str) -> torch.Tensor:
@@ -155,35 +168,36 @@ class TensorFile:
 
 def _read_header(
     read: Any, size: int, path: Path, largest: int
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Layout], int]:
     if size < LENGTH.size:
         raise damaged(path, f"a file of {size} bytes")
     (length,) = LENGTH.unpack(read(LENGTH.size))
     if length > min(size - LENGTH.size, largest):
         raise damaged(path, f"a header of {length} bytes in a file of {size}")
     try:
-        header = parse(read(length))
+        return _read_table(read(length), Allowance(size)), LENGTH.size + length
     except ValueError as problem:
         raise damaged(path, f"a malformed header ({problem})") from problem
-    if not isinstance(header, dict):
-        raise damaged(path, "a header that is no object")
-    header.pop("__metadata__", None)
-    return header, LENGTH.size + length
 
 
-def _check_layout(header: dict[str, Any], size: int, path: Path) -> dict[str, Layout]:
-    layout = {key: _check_entry(key, entry, path) for key, entry in header.items()}
-    end = 0
-    for key, place in sorted(layout.items(), key=lambda item: item[1][2:]):
-        if place.begin != end:
-            raise damaged(path, f"a hole or overlap before '{key}'")
-        end = place.end
-    if end != size:
-        raise damaged(path, f"{size} bytes of tensors where the header tells of {end}")
-    return layout
+def _read_table(text: bytes, allowance: Allowance) -> dict[str, Layout]:
+    allowance.spend(len(text))
+    members = Members(text, 0, allowance)
+    table: dict[str, Layout] = {}
+    for key, entry in members:
+        if key in table:
+            raise ValueError(f"the key {key!r} stands twice")
+        content = parse(entry, is_shallow=True)
+        if key != METADATA:
+            allowance.spend_member(key)
+            allowance.spend_record(entry)
+            table[key] = _read_entry(key, content)
+    if BLANKS.fullmatch(text, members.end) is None:
+        raise ValueError("text behind it")
+    return table
 
 
-def _check_entry(key: str, entry: Any, path: Path) -> Layout:
+def _read_entry(key: str, entry: Any) -> Layout:
     try:
         dtype = DTYPES[entry["dtype"]]
         shape = tuple(map(check_count, entry["shape"]))
@@ -191,10 +205,20 @@ def _check_entry(key: str, entry: Any, path: Path) -> Layout:
             raise ValueError("too many dimensions")
         begin, end = map(check_count, entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as problem:
-        raise damaged(path, f"a malformed entry for '{key}'") from problem
+        raise ValueError(f"a malformed entry for '{key}'") from problem
     if end - begin != num_bytes(dtype, shape):
-        raise damaged(path, f"an extent of '{key}' that is not that of its shape")
+        raise ValueError(f"an extent of '{key}' that is not that of its shape")
     return Layout(dtype, shape, begin, end)
+
+
+def _check_extents(layout: dict[str, Layout], size: int, path: Path) -> None:
+    end = 0
+    for key, place in sorted(layout.items(), key=lambda item: item[1][2:]):
+        if place.begin != end:
+            raise damaged(path, f"a hole or overlap before '{key}'")
+        end = place.end
+    if end != size:
+        raise damaged(path, f"{size} bytes of tensors where the header tells of {end}")
 
 
 def check_count(value: object) -> int:

@@ -16,10 +16,10 @@ from thalweg.checkpoint.values import Value
 from thalweg.errors import message
 from thalweg.state import handle_of
 
-__all__ = ["TorchSlots", "other_state", "slots_of_torch"]
+__all__ = ["STEP", "TorchSlots", "other_state", "slots_of_torch"]
 
 _NO_HYPERPARAMETERS = frozenset({"params", "param_names"})
-_STEP = "step"
+STEP = "step"
 
 
 class TorchSlots:
@@ -38,9 +38,9 @@ class TorchSlots:
     def iterations(self) -> int | None:
         """The largest step count of a parameter; None before the first step."""
         counts = [
-            int(slots[_STEP])
+            int(slots[STEP])
             for slots in self.optimizer.state.values()
-            if isinstance(slots, dict) and _STEP in slots
+            if isinstance(slots, dict) and STEP in slots
         ]
         return max(counts, default=None)
 
@@ -62,7 +62,7 @@ class TorchSlots:
         """Put a tensor into the state of a parameter, on its device."""
         group = self._group_of(variable)
         on_device = group.get("capturable") or group.get("fused")
-        if slot_name != _STEP or on_device:
+        if slot_name != STEP or on_device:
             value = value.to(variable.device)
         self.optimizer.state[variable][slot_name] = value
 

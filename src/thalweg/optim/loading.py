@@ -7,17 +7,18 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from thalweg.checkpoint.boxes import Box
+from thalweg.checkpoint.pieces import piece_of
 from thalweg.distribute import is_distributed
-from thalweg.errors import message
+from thalweg.distribute.row_shards import sharded_rows
+from thalweg.errors import describe, message
+from thalweg.optim.described import Described
 from thalweg.state import canonical_name
-
-if TYPE_CHECKING:
-    from thalweg.optim.optimizer import DropIn
 
 __all__ = ["load_state", "plain_groups"]
 
@@ -32,7 +33,9 @@ class _Match:
     groups: list[dict[str, Any]]
 
 
-def load_state(optimizer: DropIn, state_dict: dict[str, Any], *, strict: bool) -> None:
+def load_state(
+    optimizer: Described, state_dict: dict[str, Any], *, strict: bool
+) -> None:
     """Load a state dict.
 
     Args:
@@ -70,7 +73,9 @@ def plain_groups(saved: Mapping[str, Any]) -> None:
 # -- which parameter is which -------------------------------------------------
 
 
-def _match(optimizer: DropIn, saved: list[dict[str, Any]], *, strict: bool) -> _Match:
+def _match(
+    optimizer: Described, saved: list[dict[str, Any]], *, strict: bool
+) -> _Match:
     own = optimizer.param_groups
     named = _are_named(own), _are_named(saved)
     if all(named):
@@ -171,13 +176,21 @@ def _merged(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
 # -- values -------------------------------------------------------------------
 
 
-def _check_shapes(optimizer: DropIn, saved: Mapping[Any, Any], match: _Match) -> None:
+def _check_shapes(
+    optimizer: Described, saved: Mapping[Any, Any], match: _Match
+) -> None:
     problems = [
         f"{key!r} of parameter {number!r}: {tuple(value.shape)} for "
         f"{tuple(parameter.shape)}"
         for number, parameter in match.parameters.items()
         for key, value in _entries(saved.get(number))
         if isinstance(value, torch.Tensor) and not _fits(value, parameter)
+    ]
+    problems += [
+        f"{key!r} of parameter {number!r}: {describe(value)} for {describe(parameter)}"
+        for number, parameter in match.parameters.items()
+        for key, value in _entries(saved.get(number))
+        if isinstance(value, torch.Tensor) and not _can_be_placed(value, parameter)
     ]
     if problems:
         raise ValueError(
@@ -201,7 +214,18 @@ def _fits(value: torch.Tensor, parameter: torch.Tensor) -> bool:
     return value.numel() == 1 or tuple(value.shape) in (shape, rows)
 
 
-def _copied(optimizer: DropIn, saved: Mapping[Any, Any], match: _Match) -> Any:
+def _can_be_placed(value: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """Whether a tensor is, or can be cut to, what a step takes of that parameter."""
+    if is_distributed(value) == is_distributed(parameter):
+        return True
+    if is_distributed(value):
+        return False
+    piece_of(parameter)  # refuses parameters whose part here is no box
+    is_whole = value.numel() == 1 or value.shape == parameter.shape
+    return is_whole or _empty_part(parameter, value) is not None
+
+
+def _copied(optimizer: Described, saved: Mapping[Any, Any], match: _Match) -> Any:
     """The new state; tensors that fit are filled, so that no second set is made."""
     held = {
         id(value)
@@ -230,18 +254,36 @@ def _copied(optimizer: DropIn, saved: Mapping[Any, Any], match: _Match) -> Any:
 
 @torch.no_grad()
 def _value(
-    optimizer: DropIn, parameter: torch.Tensor, key: str, value: Any, old: Any
+    optimizer: Described, parameter: torch.Tensor, key: str, value: Any, old: Any
 ) -> Any:
     if key in optimizer.counters and optimizer.counts_in_state:
         return torch.tensor(float(value), dtype=torch.float64)
     if not isinstance(value, torch.Tensor):
         return copy.deepcopy(value)
+    is_cut = is_distributed(parameter) and not is_distributed(value)
     fits = isinstance(old, torch.Tensor) and old.device == parameter.device
     if fits and (old.shape, old.dtype) == (value.shape, value.dtype):
-        return old.copy_(value)
-    if value.shape == parameter.shape and is_distributed(value) == is_distributed(
-        parameter
-    ):
+        return _filled(old, value)
+    if is_cut and (part := _empty_part(parameter, value)) is not None:
+        return _filled(part, value)
+    if value.shape == parameter.shape and not is_cut:
         like = parameter.detach()
         return torch.empty_like(like, dtype=value.dtype).copy_(value)
     return value.detach().to(parameter.device, copy=True)
+
+
+def _empty_part(parameter: torch.Tensor, value: torch.Tensor) -> Any:
+    """Zeros that are sharded as a parameter is; None if those would not be rows."""
+    shape = tuple(value.shape)
+    if shape == tuple(parameter.shape):
+        return torch.zeros_like(parameter.detach(), dtype=value.dtype)
+    return sharded_rows(parameter, shape, value.dtype)
+
+
+def _filled(place: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A tensor with new content, of which a shard takes its own part."""
+    if is_distributed(place) == is_distributed(value):
+        return place.copy_(value)
+    piece = piece_of(place)
+    piece.tensor.copy_(value[piece.box.inside(Box.whole(value.shape))])
+    return place

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
-import torch
 from torch import nn
 
 
@@ -38,11 +38,29 @@ def lasting_parameters(
     return [sharded.get(id(one), one) for one in parameters]
 
 
-def _pairs(module: nn.Module) -> Iterable[tuple[int, nn.Parameter]]:
-    # torch has no public way from a gathered parameter to its sharded one.
-    state = module._get_fsdp_state()  # pyright: ignore[reportCallIssue]
-    for group in state._fsdp_param_groups:
-        for entry in group.fsdp_params:
-            gathered: torch.Tensor | None = getattr(entry, "_unsharded_param", None)
-            if gathered is not None:
-                yield id(gathered), entry.sharded_param
+def _pairs(module: Any) -> list[tuple[int, nn.Parameter]]:
+    """Identities of gathered parameters, and the sharded ones behind them.
+
+    torch has no public way from one to the other that leaves both as they are, so this
+    reads private fields of FSDP2, and does without them where they are gone.
+    """
+    try:
+        entries = [
+            entry
+            for group in module._get_fsdp_state()._fsdp_param_groups
+            for entry in group.fsdp_params
+        ]
+        gathered = [getattr(entry, "_unsharded_param", None) for entry in entries]
+        lasting = [entry.sharded_param for entry in entries]
+    except AttributeError:
+        return _pairs_by_resharding(module)
+    pairs = zip(gathered, lasting, strict=True)
+    return [(id(one), other) for one, other in pairs if one is not None]
+
+
+def _pairs_by_resharding(module: Any) -> list[tuple[int, nn.Parameter]]:
+    """The same by public functions; the backward pass has to gather once more."""
+    before = dict(module.named_parameters(remove_duplicate=False))
+    module.reshard()
+    after = dict(module.named_parameters(remove_duplicate=False))
+    return [(id(before[name]), after[name]) for name in before]

@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from thalweg.checkpoint.manifest import (
-    ALWAYS_PARSED_BYTES,
     FileEntry,
     Manifest,
     TensorEntry,
     encode_metadata,
-    is_in_proportion,
     parse_manifest,
     seal,
 )
+from thalweg.checkpoint.members import ALWAYS_ALLOWED
 from thalweg.errors import CheckpointError
 
 FILE = "tensors.safetensors"
@@ -196,7 +195,11 @@ HOSTILE = {
 def sealed(values: str) -> bytes:
     """A manifest with a right checksum around a text of anybody's."""
     text = seal({**json.loads(MANIFEST.to_json()), "values": "HERE"})
-    text = text.replace(b'"HERE"', values.encode())
+    return resealed(text.replace(b'"HERE"', values.encode()))
+
+
+def resealed(text: bytes) -> bytes:
+    """A manifest of anybody's with a right checksum."""
     blank = re.sub(rb'"crc32": "[0-9a-f]{8}"', b'"crc32": "00000000"', text, count=1)
     crc = f'"crc32": "{zlib.crc32(blank):08x}"'.encode()
     return blank.replace(b'"crc32": "00000000"', crc, 1)
@@ -217,36 +220,107 @@ def parse_traced(text: bytes, stored: int) -> tuple[str, int]:
 def test_a_text_that_grows_when_it_is_read_is_refused_unread(kind):
     text = sealed(HOSTILE[kind])
     said, peak = parse_traced(text, stored=100)
-    assert "bytes of text about 100 bytes of files" in said
-    assert peak < 1 << 20
+    assert "more than twice its size in memory" in said
+    assert peak < len(text) + (1 << 16)  # one copy of its end
 
 
 def test_a_little_of_it_stays_within_what_is_always_granted():
-    text = sealed("[" + "[]," * 100_000 + "[]]")
+    text = sealed("[" + "[]," * 40_000 + "[]]")
     said, peak = parse_traced(text, stored=100)
     assert "malformed manifest" in said
-    assert peak < ALWAYS_PARSED_BYTES
+    assert "twice" not in said
+    assert peak < ALWAYS_ALLOWED
 
 
-def tiny_tensors(count: int, stored: int) -> Manifest:
-    entry = TensorEntry.whole(FILE, (1, 1, 1, 1), torch.float32)
-    names = (f"model/layers.{i}.norm/.slot/optimizer/exp_avg" for i in range(count))
-    files = {FILE: FileEntry(stored, "0123abcd")}
-    return Manifest(files=files, tensors=dict.fromkeys(names, entry))
+def dense(count: int, last: str) -> bytes:
+    """Tensors told of in as few characters as possible, and something behind them."""
+    entry = '"{0:x}":{{"shape":[{0}],"dtype":"bool","boxes":[{1}]}}'
+    box = '{{"file":"tensors.safetensors","offset":[0],"shape":[{0}]}}'
+    told = [entry.format(i, box.format(i)) for i in range(count)]
+    text = replace(MANIFEST, tensors={}, aliases={}, values={}).to_json()
+    tensors = f'"tensors": {{{",".join(told)}{last}}}'.encode()
+    return resealed(text.replace(b'"tensors": {}', tensors))
 
 
-def test_ten_thousand_small_tensors_are_read():
-    manifest = tiny_tensors(10_000, stored=40_000)
-    assert parse_manifest(manifest.to_json(), PLACE, 40_000) == manifest
+BOX_TEXT = f'{{"file":"{FILE}","offset":[0],"shape":[0]}}'
+HOSTILE_TABLES = {
+    "tensors": dense(20_000, ""),
+    "shape": dense(1, f',"z":{{"shape":[{"300," * 900_000}1]}}'),
+    "boxes": dense(1, f',"z":{{"boxes":[{(BOX_TEXT + ",") * 90_000}{BOX_TEXT}]}}'),
+    "strings": dense(
+        1, f',"z":{{{"300:" * 10}{chr(34)}ab{chr(34)},{"[]," * 900_000}0}}'
+    ),
+    "key": dense(1, f',"{"a" * 4_000_000}\U0001f600":{{"shape":[0]}}'),
+}
 
 
-def test_more_is_neither_written_nor_read_unless_there_are_numbers_to_it():
-    manifest = tiny_tensors(24_000, stored=96_000)
-    with pytest.raises(CheckpointError, match="larger tensors, or fewer"):
-        manifest.to_json()
-    large = replace(manifest, files={FILE: FileEntry(1 << 30, "0123abcd")})
-    text = large.to_json()
-    assert is_in_proportion(text, 1 << 30)
-    said, peak = parse_traced(text, stored=96_000)
-    assert "about 96000 bytes of files" in said
-    assert peak < 1 << 20
+@pytest.mark.parametrize("kind", HOSTILE_TABLES)
+def test_a_table_takes_no_more_than_twice_its_size(kind):
+    text = HOSTILE_TABLES[kind]
+    said, peak = parse_traced(text, stored=100)
+    assert "malformed manifest" in said
+    # The text itself, which is there already, is one half of it.
+    assert peak < ALWAYS_ALLOWED + len(text)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        '{"a": 3}',
+        '{"a": [{"shape": []}]}',
+        '{"a": {"b": {"c": {}}}}',
+        '{"a": {"boxes": [[]]}}',
+        '{"a": {"shape": [], "shape": []}}',
+        '{"a": {}} {"b": {}}',
+        '{"a": {},, "b": {}}',
+        "{a: {}}",
+        '{"a\t": {}}',
+        '{"a": {"shape": [0}}',
+        '{"a": {}',
+        "[]",
+        "",
+    ],
+)
+def test_a_table_of_another_form_is_refused(tensors):
+    text = replace(MANIFEST, tensors={}, aliases={}, values={}).to_json()
+    text = text.replace(b'"tensors": {}', f'"tensors": {tensors}'.encode())
+    with pytest.raises(CheckpointError, match="malformed manifest"):
+        parse_manifest(resealed(text), PLACE)
+
+
+def test_a_key_that_stands_twice_is_refused():
+    text = MANIFEST.to_json().replace(b'"rng/state": {', b'"model\\u002fa": {')
+    with pytest.raises(CheckpointError, match="'model/a' stands twice"):
+        parse_manifest(resealed(text), PLACE)
+
+
+def tiny_tensors(shapes: list[tuple[int, ...]]) -> Manifest:
+    names = (f"model/layers.{i}.norm/.slot/optimizer/exp_avg" for i in range(10**6))
+    entries = [TensorEntry.whole(FILE, shape, torch.float32) for shape in shapes]
+    files = {FILE: FileEntry(100, "0123abcd")}
+    return Manifest(files=files, tensors=dict(zip(names, entries, strict=False)))
+
+
+def test_any_number_of_small_tensors_is_written_and_read():
+    alike = tiny_tensors([(1, 1, 1, 1)] * 21_000)
+    text = alike.to_json()
+    assert parse_manifest(text, PLACE, 100) == alike
+    assert text.endswith(b"}")
+    different = tiny_tensors([(i, 1) for i in range(9_000)])
+    assert different.to_json().endswith(b"  ")
+    assert parse_manifest(different.to_json(), PLACE, 100) == different
+
+
+def test_plain_values_that_take_more_than_their_text_are_followed_by_blanks():
+    manifest = replace(MANIFEST, values={"loader": [[i] for i in range(80_000)]})
+    text = manifest.to_json()
+    assert text.endswith(b"  ")
+    assert parse_manifest(text, PLACE, 400) == manifest
+    said, _ = parse_traced(resealed(text.rstrip()), stored=400)
+    assert "more than twice its size" in said
+
+
+def test_what_nobody_would_read_is_not_written(monkeypatch):
+    monkeypatch.setattr("thalweg.checkpoint.manifest.LARGEST_MANIFEST_BYTES", 100)
+    with pytest.raises(CheckpointError, match="a manifest of 100 bytes at most"):
+        MANIFEST.to_json()

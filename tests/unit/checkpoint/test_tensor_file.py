@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.checkpoint.slot_keeper import same_bits
+from thalweg.checkpoint.members import ALWAYS_ALLOWED
 from thalweg.checkpoint.tensor_file import (
     CODES,
     TensorFile,
@@ -170,3 +172,43 @@ def test_any_change_gives_a_typed_error_or_a_readable_file(tmp_path_factory, dat
         return
     for key in file.layout:
         assert file.read(key).numel() >= 0
+
+
+def test_twenty_thousand_scalars_are_written_and_read(tmp_path):
+    tensors = {f"model/{i}": torch.tensor(float(i)) for i in range(20_000)}
+    file = TensorFile(write(tmp_path / "t.safetensors", tensors))
+    assert file.layout.keys() == tensors.keys()
+    assert file.read("model/777").item() == 777.0
+    loaded = safetensors.torch.load_file(tmp_path / "t.safetensors")
+    assert loaded["model/19999"].item() == 19999.0
+
+
+HOSTILE = {
+    "dense": b"".join(
+        b'"%x":{"dtype":"BOOL","shape":[],"data_offsets":[%d,%d]},' % (i, i, i + 1)
+        for i in range(30_000)
+    ),
+    "numbers": b'"a":{"shape":[' + b"300," * 900_000 + b"1]},",
+    "lists": b'"a":{"shape":[' + b"[]," * 900_000 + b"1]},",
+    "metadata": b'"__metadata__":{' + b'"ab":"cd",' * 400_000 + b'"a":"b"},',
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_header_takes_no_more_than_twice_the_file(tmp_path, kind):
+    text = b"{" + HOSTILE[kind] + b'"z":{}}'
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="malformed header"):
+            TensorFile(path)
+        assert tracemalloc.get_traced_memory()[1] < ALWAYS_ALLOWED + 2 * len(text)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_that_nobody_would_read_is_not_written(monkeypatch):
+    monkeypatch.setattr("thalweg.checkpoint.tensor_file.LARGEST_HEADER_BYTES", 100)
+    with pytest.raises(CheckpointError, match="100 bytes of names"):
+        next(file_chunks({"a" * 80: torch.zeros(1)}))

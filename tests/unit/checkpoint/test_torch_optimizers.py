@@ -266,3 +266,54 @@ def test_a_drop_in_is_neither_saved_nor_restored_with_averages_in_place(tmp_path
         with pytest.raises(RuntimeError, match="outside ema_scope"):
             checkpoint.restore(path)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["new", "stepped"])
+@pytest.mark.parametrize("name", DROP_INS[:11])  # those with a twin, of dense gradients
+def test_counts_of_a_twin_are_taken_whatever_their_dtype(tmp_path, name, steps):
+    twins: list[Any] = [getattr(torch.optim, name), getattr(optim, name)]
+    for saves, restores in (twins, twins[::-1]):
+        model, other = make_model(), make_model()
+        before = saves(model.parameters(), lr=0.01)
+        train(model, before, range(3))
+        after = restores(other.parameters(), lr=0.01)
+        train(other, after, range(steps))
+        path = Checkpoint(model=model, o=before).save(tmp_path / "save", overwrite=True)
+        checkpoint = Checkpoint(model=other, o=after)
+        if restores is twins[0] and steps and name in ("NAdam", "ASGD"):
+            with pytest.raises(CheckpointError, match="number that torch"):
+                checkpoint.restore(path)
+            continue
+        checkpoint.restore(path).assert_existing_objects_matched()
+        train(model, before, range(3, 6))
+        train(other, after, range(3, 6))
+        pairs = zip(model.parameters(), other.parameters(), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in pairs)
+
+
+def test_a_count_that_the_existing_dtype_cannot_say_is_refused(tmp_path):
+    model, other = make_model(), make_model()
+    before, after = optim.Adam(model.parameters()), torch.optim.Adam(other.parameters())
+    for one, optimizer in ((model, before), (other, after)):
+        train(one, optimizer, range(1))
+    weight = model[0].weight
+    before.state[weight]["step"].fill_(2.0**24 + 1)
+    path = Checkpoint(model=model, o=before).save(tmp_path / "save")
+    kept = other[0].weight.detach().clone()
+    with pytest.raises(CheckpointError, match=r"weight.*step.*got 16777217\.0"):
+        Checkpoint(model=other, o=after).restore(path)
+    assert torch.equal(other[0].weight, kept)
+    assert float(after.state[other[0].weight]["step"]) == 1
+
+
+def test_a_single_weight_and_its_moments_are_never_converted(tmp_path):
+    weight, other = (
+        nn.Parameter(torch.tensor(1.0, dtype=d)) for d in (torch.float32, torch.float64)
+    )
+    before, after = torch.optim.Adam([weight]), torch.optim.Adam([other])
+    for one, optimizer in ((weight, before), (other, after)):
+        one.grad = torch.ones_like(one)
+        optimizer.step()
+    path = Checkpoint(weights=[weight], o=before).save(tmp_path / "save")
+    with pytest.raises(CheckpointError, match="exp_avg: float32"):
+        Checkpoint(weights=[other], o=after).restore(path)
