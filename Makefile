@@ -48,7 +48,7 @@ format: setup $(VENV)/.installed-test  ## Rewrite the sources in the project's f
 	$(BIN)/ruff format $(SOURCES)
 
 bench: setup $(VENV)/.installed-bench  ## Measure; results go to benchmarks/results.
-	for name in import_time fit step sparse compile raw_op dropin; do \
+	for name in import_time fit step interpreter sparse compile raw_op dropin; do \
 	  $(BIN)/python -m benchmarks.$$name || exit; done
 	$(BIN)/python -m benchmarks.trainers --threads 1
 	$(BIN)/python -m benchmarks.fsdp2

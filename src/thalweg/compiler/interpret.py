@@ -1,4 +1,6 @@
-"""Evaluate a rule's graph by the reference column: the oracle, and the fallback.
+"""Evaluate a rule's graph by the reference column: the oracle, in tensors.
+
+It is the fallback too for reductions and touched rows; `blocks` is for the rest.
 
 Operands have the compute type and at least one dimension, a scalar is rounded once
 where it meets a tensor, and results are rounded once to the storage type. Scalars are
@@ -42,7 +44,7 @@ def program_of(
     flags: tuple[tuple[str, bool], ...],
     layouts: tuple[str, ...] = (),
     device_scalars: tuple[str, ...] = (),
-    shape: tuple[int, ...] | None = None,
+    shape: tuple[int | None, ...] | None = None,
 ) -> Program:
     """Trace, optimize and lower a rule; the result is kept.
 

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
+from thalweg.compiler.blocks import BlockProgram, treats_elements_alike
 from thalweg.compiler.graph import Space, expect_reduction, label_of, space_of
 from thalweg.compiler.interpret import Interpreter
 from thalweg.compiler.key import Mode
 from thalweg.compiler.program import APPLY, ROW_LENGTH
 from thalweg.compiler.reductions import over_variable
+from thalweg.compiler.views import tensor_of, view_memory
 
-__all__ = ["TableInterpreter", "view_memory"]
+__all__ = ["TableInterpreter"]
 
 Array = np.ndarray[Any, Any]
-
-_BLOCK = 65536
-"""Elements evaluated at a time, so that intermediate results stay in the cache."""
-
-
-def view_memory(address: int, length: int, dtype: torch.dtype) -> Tensor:
-    """A flat tensor over memory that somebody else owns.
-
-    Args:
-        address: Of the first element.
-        length: Number of elements.
-        dtype: Their dtype.
-
-    Returns:
-        A tensor that is valid as long as the memory is.
-    """
-    if length == 0:
-        return torch.empty(0, dtype=dtype)
-    memory = (ctypes.c_char * (length * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(memory, dtype=dtype)
 
 
 class TableInterpreter:
@@ -53,6 +34,7 @@ class TableInterpreter:
         self._interpreter = interpreter
         self._program = interpreter.program
         self._mode = mode
+        self._is_alike = treats_elements_alike(self._program)
 
     def run(
         self,
@@ -73,24 +55,30 @@ class TableInterpreter:
             self._reduce(number, items, pointers, scalars)
             if between is not None:
                 between(number)
+        if rows or not self._is_alike:
+            self._write_items(tables, rows)
+        else:
+            self._blocks.run(items, pointers, scalars)
+
+    @cached_property
+    def _blocks(self) -> BlockProgram:
+        return BlockProgram(self._program, self._interpreter.dtypes)
+
+    def _write_items(self, tables: Sequence[Array], rows: Sequence[Array]) -> None:
+        """The writing pass item by item: touched rows, and rules that know rows."""
+        items, pointers, scalars = tables
         for row, chosen in _by_row(items).items():
             numbers = self._numbers(scalars[row])
             if numbers[APPLY] == 0.0:
                 continue
             rounded = self._interpreter.rounded(numbers)
-            if rows:
-                for place in chosen:
-                    addresses = pointers[items[place, 0]].tolist()
+            for place in chosen:
+                item, addresses = items[place].tolist(), pointers[items[place, 0]]
+                if rows:
                     sources = _sources(rows, place)
-                    self._write_row(
-                        items[place].tolist(), addresses, sources, rounded, numbers
-                    )
-            else:
-                for batch in self._batches(items[chosen].tolist()):
-                    views = [
-                        self._views(item, pointers[item[0]].tolist(), numbers)
-                        for item in batch
-                    ]
+                    self._write_row(item, addresses.tolist(), sources, rounded, numbers)
+                else:
+                    views = self._views(item, addresses.tolist(), numbers)
                     self._apply(views, rounded, numbers)
 
     def _numbers(self, row: Array) -> dict[str, float]:
@@ -100,6 +88,8 @@ class TableInterpreter:
         return dict(zip(known, row[: len(known)].tolist(), strict=True))
 
     def _load_cells(self, items: Array, pointers: Array, scalars: Array) -> None:
+        if "scalar" not in self._program.trace.layouts:
+            return
         for position, name in enumerate(self._program.trace.rule.tensors):
             if space_of(self._program.inputs[name]) == Space.SCALAR:
                 column = self._program.columns.index[name]
@@ -122,51 +112,18 @@ class TableInterpreter:
         for (row, node), total in totals.items():
             scalars[row, self._program.columns.index[label_of(node)]] = total
 
-    def _batches(self, items: list[list[int]]) -> Iterator[list[list[int]]]:
-        """Items to evaluate at once: small ones together, large ones in pieces."""
-        if self._program.uses_rows or self._program.num_passes > 1:
-            yield from ([item] for item in items)
-            return
-        if "scalar" in self._program.trace.layouts:
-            yield from ([item] for item in items)
-            return
-        batch: list[list[int]] = []
-        room = _BLOCK
-        for variable, offset, gradient_offset, length, row in items:
-            for start in range(0, length, _BLOCK):
-                size = min(_BLOCK, length - start)
-                if size > room:
-                    yield batch
-                    batch, room = [], _BLOCK
-                piece = [variable, offset + start, gradient_offset + start, size, row]
-                batch.append(piece)
-                room -= size
-        if batch:
-            yield batch
-
     def _apply(
         self,
-        views: Sequence[Sequence[Tensor]],
+        views: Sequence[Tensor],
         rounded: Mapping[fx.Node, Tensor],
         numbers: Mapping[str, float],
     ) -> None:
-        """Evaluate the writing pass on the concatenation of some views."""
-        joined = views[0]
-        if len(views) > 1:
-            joined = [torch.cat(parts) for parts in zip(*views, strict=True)]
-        loaded = self._interpreter.load(joined, numbers)
-        for position, new in enumerate(self._interpreter.outputs(loaded, rounded)):
-            if new is None:
-                continue
-            old = [parts[position] for parts in views]
-            if len(old) == 1 or new.numel() == 1:
-                for part in old:
-                    part.copy_(new)
-            else:
-                start = 0
-                for part in old:
-                    part.copy_(new[start : start + part.numel()])
-                    start += part.numel()
+        """Evaluate the writing pass on some views and write the results."""
+        loaded = self._interpreter.load(views, numbers)
+        results = self._interpreter.outputs(loaded, rounded)
+        for old, new in zip(views, results, strict=False):
+            if new is not None:
+                old.copy_(new)
 
     def _write_row(
         self,
@@ -185,7 +142,7 @@ class TableInterpreter:
                 total = total + gradient
             gradients = [total]
         for gradient in gradients:
-            self._apply([[*views, gradient]], rounded, numbers)
+            self._apply([*views, gradient], rounded, numbers)
 
     def _views(
         self, item: list[int], addresses: list[int], numbers: Mapping[str, float]
@@ -218,7 +175,8 @@ class TableInterpreter:
 
     def _view(self, address: int, offset: int, length: int, position: int) -> Tensor:
         dtype = self._interpreter.dtypes[position]
-        return view_memory(address + offset * dtype.itemsize, length, dtype)
+        view = view_memory(address + offset * dtype.itemsize, length, dtype)
+        return tensor_of(view)
 
 
 def _by_row(items: Array) -> dict[int, list[int]]:

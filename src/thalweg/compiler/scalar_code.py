@@ -1,0 +1,95 @@
+"""The scalar part of a program, as Python evaluates it for a row of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import fx
+
+from thalweg.compiler.array_ops import Array
+from thalweg.compiler.graph import (
+    Operand,
+    Space,
+    expect_operation,
+    label_of,
+    operands_of,
+    space_of,
+)
+from thalweg.compiler.program import APPLY, Program
+
+__all__ = ["Numbers", "ScalarCode"]
+
+
+class Numbers(NamedTuple):
+    """Scalars that meet tensors.
+
+    Attributes:
+        values: Rounded to the compute type.
+        truths: The same as masks.
+    """
+
+    values: Array
+    truths: Array
+
+
+class ScalarCode:
+    """Evaluates scalars in float64 and rounds those that meet tensors once.
+
+    Args:
+        program: The program.
+        wanted: The scalars that meet tensors.
+        compute: The compute type.
+    """
+
+    def __init__(
+        self, program: Program, wanted: Sequence[fx.Node], compute: np.dtype[Any]
+    ) -> None:
+        columns = program.columns
+        self._compute = compute
+        self._num_known = len(columns.host) + len(columns.device)
+        self._apply = columns.index[APPLY]
+        self._constants: list[float] = []
+        self._places: dict[fx.Node, int] = {
+            node: columns.index[label_of(node)]
+            for node in (*program.inputs.values(), *program.totals)
+            if space_of(node) == Space.SCALAR and label_of(node) in columns.index
+        }
+        nodes = program.scalar_nodes
+        operands = [[self._place(o, nodes) for o in operands_of(n)] for n in nodes]
+        # A literal stands behind the columns, results behind the literals.
+        first = self._num_known + len(self._constants)
+        self._places |= {node: first + number for number, node in enumerate(nodes)}
+        self._calls: list[tuple[Callable[..., float], list[int]]] = [
+            (
+                expect_operation(node).scalar,
+                [self._places[p] if isinstance(p, fx.Node) else p for p in places],
+            )
+            for node, places in zip(nodes, operands, strict=True)
+        ]
+        self._wanted = [self._places[node] for node in wanted]
+
+    def _place(self, operand: Operand, nodes: Sequence[fx.Node]) -> int | fx.Node:
+        if not isinstance(operand, fx.Node):
+            self._constants.append(operand)
+            return self._num_known + len(self._constants) - 1
+        return operand if operand in nodes else self._places[operand]
+
+    def __call__(self, row: Array) -> Numbers | None:
+        """The scalars of a row.
+
+        Args:
+            row: One row of the scalar table.
+
+        Returns:
+            None if nothing is to change.
+        """
+        cells = row[: self._num_known].tolist()
+        if cells[self._apply] == 0.0:
+            return None
+        cells += self._constants
+        for function, places in self._calls:
+            cells.append(function(*[cells[place] for place in places]))
+        wide = np.array([cells[place] for place in self._wanted], dtype=np.float64)
+        return Numbers(wide.astype(self._compute), wide != 0)
