@@ -112,7 +112,7 @@ def optax_step(name: str, **options: Any) -> Setup:
     """An optax transformation under `jax.jit`, with donated buffers."""
 
     def setup(problem: Problem) -> Step:
-        _, optax = _jax()
+        _, optax = optax_modules()
         return _optax(problem, getattr(optax, name)(1e-3, **options))
 
     return setup
@@ -120,12 +120,13 @@ def optax_step(name: str, **options: Any) -> Setup:
 
 def optax_full_step(problem: Problem) -> Step:
     """Clip by global norm, AdamW and moving average in one `jax.jit`."""
-    _, optax = _jax()
+    _, optax = optax_modules()
     clip = optax.clip_by_global_norm(1.0)
     return _optax(problem, optax.chain(clip, optax.adamw(1e-3)), averages=True)
 
 
-def _jax() -> tuple[Any, Any]:
+def optax_modules() -> tuple[Any, Any]:
+    """Jax and optax; MissingError if they are not installed."""
     try:
         import jax  # pyright: ignore[reportMissingImports]
         import optax  # pyright: ignore[reportMissingImports]
@@ -135,7 +136,7 @@ def _jax() -> tuple[Any, Any]:
 
 
 def _optax(problem: Problem, rule: Any, *, averages: bool = False) -> Step:
-    jax, optax = _jax()
+    jax, optax = optax_modules()
     params = [jax.numpy.asarray(p.detach().numpy()) for p in problem.parameters()]
     grads = [jax.numpy.asarray(g.numpy()) for g in problem.grads]
 
@@ -180,15 +181,20 @@ _TENSORFLOW: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
 }
 
 
+def tensorflow_module() -> Any:
+    """TensorFlow; MissingError if it is not installed."""
+    try:
+        import tensorflow  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+    except ImportError as error:
+        raise MissingError("TensorFlow is not installed") from error
+    return tensorflow
+
+
 def tensorflow_step(name: str) -> Setup:
     """A raw op of TensorFlow for each variable, in one `tf.function`."""
 
     def setup(problem: Problem) -> Step:
-        try:
-            import tensorflow  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
-        except ImportError as error:
-            raise MissingError("TensorFlow is not installed") from error
-        tf: Any = tensorflow
+        tf = tensorflow_module()
         slots, numbers = _TENSORFLOW[name]
         op = getattr(tf.raw_ops, name)
         grads = [tf.constant(g.numpy()) for g in problem.grads]

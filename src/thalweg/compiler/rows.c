@@ -78,8 +78,9 @@ static const uint64_t *thalweg_sort(int64_t count, uint64_t *numbers, int shift,
  * Returns the number of unique indices, or -1 - position of one out of range. */
 static inline int64_t thalweg_group(
     int64_t count, const int64_t *wide, const int32_t *narrow, int64_t num_rows,
-    int64_t width, const int64_t *item, int64_t base, uint64_t *numbers, int64_t *items,
-    int64_t *starts, int64_t *sources)
+    int64_t width, int64_t variable, int64_t gradient, int64_t scalar_row, int64_t base,
+    uint64_t *numbers, int64_t *restrict items, int64_t *restrict starts,
+    int64_t *restrict sources)
 {
     const int bits = thalweg_bits(count);
     const uint64_t mask = ((uint64_t)1 << bits) - 1;
@@ -93,40 +94,40 @@ static inline int64_t thalweg_group(
     }
     const uint64_t *const sorted =
         ascends ? numbers : thalweg_sort(count, numbers, bits, thalweg_bits(num_rows));
-    int64_t unique = 0, before = -1;
+    /* No branch on whether a row is new: it could not be predicted. The gradients of a
+     * row end where those of the next begin, and its item is written again for each. */
+    int64_t last = -1, before = -1;
+    starts[0] = base;
     for (int64_t i = 0; i < count; ++i) {
         const int64_t index = (int64_t)(sorted[i] >> bits);
+        last += index != before;
+        before = index;
+        int64_t *const touched = items + last * 5;
+        touched[0] = variable;
+        touched[1] = index * width;
+        touched[2] = gradient;
+        touched[3] = width;
+        touched[4] = scalar_row;
+        starts[last + 1] = base + i + 1;
         sources[i] = (int64_t)(sorted[i] & mask);
-        if (index != before) {
-            int64_t *const new = items + unique * 5;
-            new[0] = item[0];
-            new[1] = index * width;
-            new[2] = item[1];
-            new[3] = width;
-            new[4] = item[2];
-            starts[unique] = base + i;
-            unique += 1;
-            before = index;
-        }
     }
-    starts[unique] = base + count;
-    return unique;
+    return last + 1;
 }
 
 int64_t thalweg_group_int64(
     int64_t count, const int64_t *indices, int64_t num_rows, int64_t width,
-    const int64_t *item, int64_t base, uint64_t *numbers, int64_t *items, int64_t *starts,
-    int64_t *sources)
+    int64_t variable, int64_t gradient, int64_t scalar_row, int64_t base,
+    uint64_t *numbers, int64_t *items, int64_t *starts, int64_t *sources)
 {
-    return thalweg_group(count, indices, 0, num_rows, width, item, base, numbers, items,
-                         starts, sources);
+    return thalweg_group(count, indices, 0, num_rows, width, variable, gradient,
+                         scalar_row, base, numbers, items, starts, sources);
 }
 
 int64_t thalweg_group_int32(
     int64_t count, const int32_t *indices, int64_t num_rows, int64_t width,
-    const int64_t *item, int64_t base, uint64_t *numbers, int64_t *items, int64_t *starts,
-    int64_t *sources)
+    int64_t variable, int64_t gradient, int64_t scalar_row, int64_t base,
+    uint64_t *numbers, int64_t *items, int64_t *starts, int64_t *sources)
 {
-    return thalweg_group(count, 0, indices, num_rows, width, item, base, numbers, items,
-                         starts, sources);
+    return thalweg_group(count, 0, indices, num_rows, width, variable, gradient,
+                         scalar_row, base, numbers, items, starts, sources);
 }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.compiler.build import Library, build
+from thalweg.compiler.build import build
 from thalweg.errors import describe, message
 
 __all__ = ["RowTables"]
@@ -49,6 +49,8 @@ class RowTables:
         self._starts = torch.zeros(1, dtype=torch.int64)
         self._sources = torch.empty(0, dtype=torch.int64)
         self._numbers = torch.empty(0, dtype=torch.int64)
+        self._room = 0
+        self._addresses = self._locate()
 
     @property
     def items(self) -> Tensor:
@@ -68,8 +70,7 @@ class RowTables:
     @property
     def addresses(self) -> tuple[int, int, int]:
         """Of items, starts and sources; another step may move them."""
-        tables = self._items, self._starts, self._sources
-        return tables[0].data_ptr(), tables[1].data_ptr(), tables[2].data_ptr()
+        return self._addresses[:3]
 
     def clear(self) -> None:
         """Start a new step."""
@@ -112,16 +113,16 @@ class RowTables:
         count = indices.numel()
         if count == 0:
             return
-        self._reserve(count)
+        if self._num_sources + count > self._room:
+            self._reserve(self._num_sources + count)
         item = (variable, gradient_offset, scalar_row)
-        library = _library()
-        if library is None or _bits(num_rows) + _bits(count) > _MOST_BITS:
-            unique = self._group_by_numpy(indices, num_rows, width, item)
+        functions = _functions()
+        if functions and _bits(num_rows) + _bits(count) <= _MOST_BITS:
+            function = functions[indices.dtype]
+            indices = indices.contiguous()
+            unique = self._group_in_c(function, indices, num_rows, width, item)
         else:
-            function = _function(library, indices.dtype)
-            unique = self._group_in_c(
-                function, indices.contiguous(), num_rows, width, item
-            )
+            unique = self._group_by_numpy(indices, num_rows, width, item)
         if unique < 0:
             position = -1 - unique
             raise IndexError(
@@ -137,11 +138,17 @@ class RowTables:
         self._num_sources += count
 
     def _reserve(self, count: int) -> None:
-        """Make room for `count` more indices."""
-        self._items = _grown(self._items, self.num_items + count)
-        self._starts = _grown(self._starts, self.num_items + count + 1)
-        self._sources = _grown(self._sources, self._num_sources + count)
-        self._numbers = _grown(self._numbers, 2 * count)
+        """Make room for so many indices, of which each may be another row."""
+        self._room = max(count, 2 * self._room)
+        self._items = _grown(self._items, self._room)
+        self._starts = _grown(self._starts, self._room + 1)
+        self._sources = _grown(self._sources, self._room)
+        self._numbers = _grown(self._numbers, 2 * self._room)
+        self._addresses = self._locate()
+
+    def _locate(self) -> tuple[int, int, int, int]:
+        items, starts = self._items.data_ptr(), self._starts.data_ptr()
+        return items, starts, self._sources.data_ptr(), self._numbers.data_ptr()
 
     def _group_in_c(
         self,
@@ -153,17 +160,18 @@ class RowTables:
     ) -> int:
         """Run the compiled grouping; see `rows.c`."""
         number, base = self.num_items, self._num_sources
+        items, starts, sources, numbers = self._addresses
         return function(
             indices.numel(),
             indices.data_ptr(),
             num_rows,
             width,
-            (ctypes.c_int64 * 3)(*item),
+            *item,
             base,
-            self._numbers.data_ptr(),
-            self._items.data_ptr() + number * _ITEM_COLUMNS * 8,
-            self._starts.data_ptr() + number * 8,
-            self._sources.data_ptr() + base * 8,
+            numbers,
+            items + number * _ITEM_COLUMNS * 8,
+            starts + number * 8,
+            sources + base * 8,
         )
 
     def _group_by_numpy(
@@ -187,21 +195,19 @@ class RowTables:
 
 
 @cache
-def _library() -> Library | None:
-    return build(
-        resources.files("thalweg.compiler").joinpath("rows.c").read_text("utf-8")
-    )
-
-
-@cache
-def _function(library: Library, dtype: torch.dtype) -> Any:
-    kind = "int64" if dtype == torch.int64 else "int32"
-    function = library.short[f"thalweg_group_{kind}"]
+def _functions() -> dict[torch.dtype, Any]:
+    """The compiled grouping for each dtype of indices; none without a compiler."""
+    source = resources.files("thalweg.compiler").joinpath("rows.c")
+    library = build(source.read_text("utf-8"))
+    if library is None:
+        return {}
     count, address = ctypes.c_int64, ctypes.c_void_p
-    function.restype = count
-    sizes = [count, address, count, count, address, count]
-    function.argtypes = [*sizes, *[address] * 4]
-    return function
+    found: dict[torch.dtype, Any] = {}
+    for dtype, kind in ((torch.int32, "int32"), (torch.int64, "int64")):
+        function = found[dtype] = library.short[f"thalweg_group_{kind}"]
+        function.restype = count
+        function.argtypes = [count, address, *[count] * 6, *[address] * 4]
+    return found
 
 
 def _bits(count: int) -> int:
@@ -209,9 +215,7 @@ def _bits(count: int) -> int:
 
 
 def _grown(table: Tensor, length: int) -> Tensor:
-    """The table, or a longer one with the same content."""
-    if table.shape[0] >= length:
-        return table
-    longer = table.new_empty((max(length, 2 * table.shape[0]), *table.shape[1:]))
+    """A longer table with the same content."""
+    longer = table.new_empty((length, *table.shape[1:]))
     longer[: table.shape[0]] = table
     return longer

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from thalweg.errors import describe, message
+from thalweg.state.huge_pages import prefer_huge_pages
 from thalweg.state.placement import Placement, distribute, is_sharded, place
 
 # What torch raises for a value that it cannot read.
@@ -39,8 +40,16 @@ def initial_data(
     if device is None:
         data = place(data)
     if is_sharded(data) or data.data_ptr() == source.data_ptr():
-        data = data.clone(memory_format=torch.preserve_format)
+        data = _copy(data)
     return data.resolve_conj().resolve_neg()
+
+
+def _copy(data: torch.Tensor) -> torch.Tensor:
+    if is_sharded(data) or data.is_conj() or data.is_neg():
+        return data.clone(memory_format=torch.preserve_format)
+    copy = torch.empty_like(data)
+    prefer_huge_pages(copy)  # before its pages are there
+    return copy.copy_(data)
 
 
 def operand(where: str, value: Any, target: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from thalweg.compiler import (
     reads_shape,
 )
 from thalweg.state import IndexedSlices
+from thalweg.state.huge_pages import prefer_huge_pages
 from thalweg.step.device_rows import launch_on_devices
 from thalweg.step.group import Member
 from thalweg.step.recognition import recognizer
@@ -89,14 +90,15 @@ class _RowLaunch:
         self._scalars = np.zeros((count, len(index)), dtype=np.float64)
         self._scalars[:, index[APPLY]] = 1.0
         self._launch = kernel.bind_rows(self._rows, self._pointers, self._scalars)
-        self._members: Sequence[Member] = ()
+        self._written: Sequence[torch.Tensor] = ()
         # A column that is the same array as before holds the same numbers.
         self._seen: dict[str, np.ndarray] = {}
 
     def bind(self, members: Sequence[Member]) -> None:
         """Write where variables and slots lie, and what follows from their shapes."""
         index = self._index
-        self._members = members
+        self._written = [t for member in members for t in member.tensors]
+        self._shapes = [(m.var.shape[0], _width(m.var)) for m in members]
         self._seen.clear()
         self._settings = np.array([m.setting for m in members], dtype=np.int64)
         for number, member in enumerate(members):
@@ -109,13 +111,12 @@ class _RowLaunch:
     def load(self, gradients: Sequence[IndexedSlices], values: Values) -> None:
         """Find the touched rows, and write the scalars; IndexError if one is none."""
         self._rows.clear()
-        pairs = zip(self._members, gradients, strict=True)
-        for number, (member, slices) in enumerate(pairs):
-            var = member.var
+        pairs = zip(self._shapes, gradients, strict=True)
+        for number, ((num_rows, width), slices) in enumerate(pairs):
             self._rows.append(
                 slices.indices,
-                num_rows=var.shape[0],
-                width=_width(var),
+                num_rows=num_rows,
+                width=width,
                 variable=number,
                 scalar_row=number,
             )
@@ -129,11 +130,11 @@ class _RowLaunch:
     def run(self) -> None:
         """Update the rows."""
         self._launch(torch.get_num_threads())
-        increment_version([t for m in self._members for t in m.tensors])
+        increment_version(self._written)
 
     def release(self) -> None:
         """Forget the variables, so that nothing here keeps them alive."""
-        self._members = ()
+        self._written = ()
 
 
 class _Launches(threading.local):
@@ -210,6 +211,8 @@ class RowPlan:
         self._shapes = [tuple(update.member.var.shape) for update in updates]
         self._tensors = [t for update in updates for t in update.member.tensors]
         self._addresses = [t.data_ptr() for t in self._tensors]
+        for tensor in self._tensors:
+            prefer_huge_pages(tensor)
         self._is_like = recognizer(self._tensors)
 
     def is_in_place(self) -> bool:

@@ -36,7 +36,7 @@ def waits(seconds: float) -> Callable[[Problem], Step]:
 
 
 @pytest.mark.parametrize(
-    ("module", "count"), [(step, 14), (sparse, 5)], ids=["step", "sparse"]
+    ("module", "count"), [(step, 14), (sparse, 7)], ids=["step", "sparse"]
 )
 def test_every_case_runs(
     module: Any, count: int, kept: Any, capsys: pytest.CaptureFixture[str]
