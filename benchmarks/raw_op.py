@@ -6,6 +6,8 @@ The machine's own pace is shown by `add_` on the same tensor, timed in the same 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,23 +70,55 @@ def repeated(function: Callable[[], Any], number: int) -> Callable[[], float]:
     return contender
 
 
+def forms(size: int) -> dict[str, Callable[[], Any]]:
+    """Calls of `ResourceApplyAdam` with arguments of all kinds, and of an own op."""
+    var, m, v, grad = (torch.zeros(size) for _ in range(4))
+    plain: dict[str, Any] = {"var": var, "m": m, "v": v, "grad": grad, **_SCALARS}
+    tensors = ("var", "m", "v", "grad")
+    square = (size // 8, 8)
+    rates = itertools.cycle([1e-3 * (1 + number) for number in range(5000)])
+    turned = {name: torch.zeros(square).T for name in tensors}
+    other = {name: torch.zeros(2 * size) for name in tensors}
+    sizes = itertools.cycle([plain, {**plain, **other}])
+    variables = {name: tw.Variable(torch.zeros(size)) for name in tensors[:3]}
+    adam = tw.raw_ops.ResourceApplyAdam
+    arguments = {
+        "ResourceApplyAdam": plain,
+        "… of Variables": {**plain, **variables},
+        "… use_nesterov": {**plain, "use_nesterov": True},
+        "… epsilon zero": {**plain, "epsilon": 0.0},
+        "… lr a tensor": {**plain, "lr": torch.tensor(1e-3)},
+        "… bfloat16 gradient": {**plain, "grad": grad.bfloat16()},
+        "… float64": {**plain, **{n: plain[n].double() for n in tensors}},
+        "… transposed": {**plain, **turned},
+    }
+    calls: dict[str, Callable[[], Any]] = {
+        name: functools.partial(adam, **given) for name, given in arguments.items()
+    }
+    calls["… another lr each time"] = lambda: adam(**{**plain, "lr": next(rates)})
+    calls["… two sizes in turn"] = lambda: adam(**next(sizes))
+    calls["an own op"] = functools.partial(
+        apply_heavy_ball, var=var, m=m, grad=grad, lr=0.1, momentum=0.9
+    )
+    return calls
+
+
+@tw.raw_op
+def apply_heavy_ball(var: Any, m: Any, grad: Any, *, lr: Any, momentum: Any) -> Any:
+    """An op of one's own."""
+    velocity = momentum * m + grad
+    return var - lr * velocity, velocity
+
+
 def single_calls(size: int, number: int) -> dict[str, Callable[[], float]]:
     """One call on a tensor of some elements, and what torch has beside it."""
     var, m, v, grad = (torch.zeros(size) for _ in range(4))
-    variable = tw.Variable(torch.zeros(size))
-    rate, step = torch.tensor(1e-3), torch.ones(())
-    adam, descent = (
-        tw.raw_ops.ResourceApplyAdam,
-        tw.raw_ops.ResourceApplyGradientDescent,
-    )
-    slots = {"m": m, "v": v, "grad": grad}
+    step, descent = torch.ones(()), tw.raw_ops.ResourceApplyGradientDescent
     table, accum = torch.zeros(100, size), torch.ones(100, size)
     rows, indices = torch.ones(4, size), torch.tensor([1, 7, 3, 1])
     calls: dict[str, Callable[[], Any]] = {
         "add_": lambda: var.add_(grad),
-        "ResourceApplyAdam": lambda: adam(var=var, **slots, **_SCALARS),
-        "… of a Variable": lambda: adam(var=variable, **slots, **_SCALARS),
-        "… lr a tensor": lambda: adam(var=var, **slots, **{**_SCALARS, "lr": rate}),
+        **forms(size),
         "ResourceApplyGradientDescent": lambda: descent(var=var, alpha=0.1, delta=grad),
         "ResourceSparseApplyAdagrad": lambda: tw.raw_ops.ResourceSparseApplyAdagrad(
             var=table, accum=accum, lr=0.1, grad=rows, indices=indices
@@ -143,11 +177,12 @@ def main(arguments: list[str] | None = None) -> None:
         {"what": name, **{f"{key}, µs": value for key, value in summary(s).items()}}
         for name, s in {**calls, **taken}.items()
     ]
-    call = medians["ResourceApplyAdam"]
+    call, slowest = medians["ResourceApplyAdam"], max(medians[n] for n in forms(64))
     ratio = medians["torch fused"] / medians["by hand, batch_raw_ops"]
     verdicts = {
         "one call on 64 floats, µs": call,
-        f"at most {CALL_BOUND_US}": call <= CALL_BOUND_US,
+        "the slowest form of it, µs": slowest,
+        f"at most {CALL_BOUND_US}": slowest <= CALL_BOUND_US,
         "one call, in add_": call / medians["add_"],
         "torch fused / by hand, batch_raw_ops": ratio,
         f"at least {BATCH_BOUND}": ratio >= BATCH_BOUND,

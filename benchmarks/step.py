@@ -28,6 +28,7 @@ from benchmarks.contenders import (
     torch_full_step,
     torch_step,
 )
+from benchmarks.raw_op import ByHand, ByHandTogether
 
 FUSED, FOREACH, LOOP = "torch fused", "torch foreach", "torch for-loop"
 COMPILED, OPTAX, TENSORFLOW = "torch.compile", "optax jit", "TensorFlow raw ops"
@@ -64,6 +65,20 @@ def small(options: argparse.Namespace) -> Iterator[Case]:
             "torch fused, 50 groups": torch_groups,
         },
         [Bound(OURS, FUSED, 4.0), Bound(OURS, FOREACH, 12.0)],
+        passes=7,
+        repeats=REPEATS,
+        rounds=SHORT_ROUNDS,
+    )
+
+    yield Case(
+        "300 × 1,024, override",
+        problem,
+        {
+            OURS: thalweg_step(ByHandTogether()),
+            "one by one": thalweg_step(ByHand()),
+            FUSED: torch_step("Adam", fused=True),
+        },
+        [Bound(OURS, FUSED, 1.5)],
         passes=7,
         repeats=REPEATS,
         rounds=SHORT_ROUNDS,

@@ -54,7 +54,7 @@ def ResourceApplyAdagrad(
         (0.75, 4.0)
     """
     del use_locking, name
-    _adagrad.run((var, accum, grad), (lr,), update_slots)
+    _adagrad.run((var, accum, grad), (lr, update_slots))
 
 
 @_adagrad_v2.serves
@@ -86,7 +86,7 @@ def ResourceApplyAdagradV2(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    _adagrad_v2.run((var, accum, grad), (lr, epsilon), update_slots)
+    _adagrad_v2.run((var, accum, grad), (lr, epsilon, update_slots))
 
 
 @registered

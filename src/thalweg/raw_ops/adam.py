@@ -68,8 +68,7 @@ def ResourceApplyAdam(
     del use_locking, name
     _adam.run(
         (var, m, v, grad),
-        (beta1_power, beta2_power, lr, beta1, beta2, epsilon),
-        use_nesterov,
+        (beta1_power, beta2_power, lr, beta1, beta2, epsilon, use_nesterov),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ParamSpec
 
 import torch
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message
@@ -14,8 +16,8 @@ from thalweg.raw_ops.indices import checked_rows, indices_of
 from thalweg.raw_ops.registration import Operator
 from thalweg.state import IndexedSlices, handle_of
 from thalweg.step import launch_dense, launch_rows
-from thalweg.step.batch import Action, calling, flush
-from thalweg.step.single import Launcher, launcher_of
+from thalweg.step.batch import Action, Deed, calling, flush
+from thalweg.step.single import launcher_of
 
 __all__ = [
     "Door",
@@ -28,11 +30,19 @@ __all__ = [
 ]
 
 RuleFunction = Callable[..., Any]
+Examination = Callable[[Mapping[str, float]], tuple[bool, ...]]
 Parameters = ParamSpec("Parameters")
 
 _rule_of = cache(Rule.of)
-_FLOAT = {float}
-_MOST_KNOWN = 64
+
+
+@cache
+def _packer(count: int) -> Callable[..., bytes]:
+    return struct.Struct(f"{count}d").pack
+
+
+_CONSTANT = {float, int, bool}
+_MOST_KNOWN = 1024
 
 
 class Door:
@@ -41,14 +51,22 @@ class Door:
     Args:
         op: Name of the op, for messages.
         function: The rule, whose arguments have the op's names.
+        examine: Given the numbers by name, refuses wrong ones, and gives those of the
+            rule's flags that follow from them: the first. By default there are none.
     """
 
-    def __init__(self, op: str, function: RuleFunction) -> None:
+    def __init__(
+        self, op: str, function: RuleFunction, examine: Examination | None = None
+    ) -> None:
         self._op = op
         self.rule = _rule_of(function)
+        self._examine = examine
         self._operator: Operator | None = None
-        self._ways: dict[tuple[Any, ...], tuple[Action, Launcher]] = {}
-        self._known: dict[tuple[Any, ...], tuple[float, ...]] = {}
+        self._actions: dict[tuple[bool, ...], Action] = {}
+        self._num_scalars = len(self.rule.scalars)
+        self._known: dict[tuple[Any, ...], Deed] = {}
+        self._known_deed = self._known.get
+        self._deeds: dict[bytes, Deed] = {}
 
     def serves(
         self, function: Callable[Parameters, None]
@@ -65,56 +83,88 @@ class Door:
         self._operator.define()
         return function
 
-    def run(
-        self, tensors: tuple[Any, ...], numbers: tuple[Any, ...], *flags: bool
-    ) -> None:
+    def run(self, tensors: tuple[Any, ...], settings: tuple[Any, ...]) -> None:
         """Run the rule on a variable; inside of a batch, at its end.
 
         Args:
             tensors: Variable, slots, gradient.
-            numbers: A number or 0-d tensor for each scalar of the rule, in its order.
-            *flags: Each of the rule's flags, in its order.
+            settings: A number or 0-d tensor for each scalar of the rule, in its order;
+                then its flags, except for those that follow from the numbers.
 
         Raises:
             TypeError: If a resource is no tensor or a scalar no number.
             ValueError: If shapes differ, a dtype is not floating, a scalar is not
                 0-d, or a device differs; nothing is written then.
         """
-        if torch.compiler.is_compiling() and self._operator is not None:
-            self._operator(self._named(tensors, numbers, flags))
+        # True while torch traces Python; asking for every kind of compiling is slower.
+        if is_dynamo_compiling() and self._operator is not None:
+            self._operator(self._named(tensors, settings))
             return
-        action, launcher = self._ways.get(flags) or self._way(flags)
         try:
             # The numbers of a step are most often those of the variable before.
-            numbers = self._known[numbers]
-        except (KeyError, TypeError):
-            numbers = self._floats(numbers)
+            deed = self._known_deed(settings)
+        except TypeError:  # something that cannot be hashed
+            deed = None
+        if deed is None:
+            if is_compiling() and self._operator is not None:
+                self._operator(self._named(tensors, settings))
+                return
+            deed = self._deed_of(settings)
         batch = calling.batch
         if batch is not None:
-            batch.append((action, tensors, numbers))
-        elif not launcher.again(tensors, numbers):
+            batch.add_deed(deed)
+            batch.add_tensors(tensors)
+            return
+        action, numbers = deed
+        if action.again(tensors, numbers):
+            return
+        if is_compiling() and self._operator is not None:
+            self._operator(self._named(tensors, settings))
+        else:
             action.now(tensors, numbers)
 
-    def _way(self, flags: tuple[Any, ...]) -> tuple[Action, Launcher]:
-        """What is done with these flags, and what does it again."""
-        flags = tuple(map(bool, flags))
-        if flags not in self._ways:
-            named = dict(zip(self.rule.flags, flags, strict=True))
-            action = Action(self.rule, named, partial(self._now, named))
-            self._ways[flags] = action, launcher_of(self.rule, named)
-        return self._ways[flags]
+    def _deed_of(self, settings: tuple[Any, ...]) -> Deed:
+        """What is done with these settings; most often the same object as before."""
+        is_constant = _CONSTANT.issuperset(map(type, settings))
+        if is_constant and 0.0 not in settings[: self._num_scalars]:
+            deed = self._make(settings)
+            _keep(self._known, settings, deed)
+            return deed
+        # A tensor may hold another number later; zero equals minus zero.
+        numbers = settings if is_constant else self._numbers(settings)
+        bits = _packer(len(numbers))(*numbers)
+        deed = self._deeds.get(bits)
+        if deed is None:
+            deed = self._make(numbers)
+            _keep(self._deeds, bits, deed)
+        return deed
 
-    def _floats(self, numbers: tuple[Any, ...]) -> tuple[float, ...]:
-        """What the numbers are now: a tensor may hold another one later."""
-        if {*map(type, numbers)} != _FLOAT:
-            named = zip(self.rule.scalars, numbers, strict=True)
-            return tuple(number_of(self._op, name, number) for name, number in named)
-        # Zero would be taken for minus zero.
-        if 0.0 not in numbers:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[numbers] = numbers
+    def _numbers(self, settings: tuple[Any, ...]) -> list[Any]:
+        """What the settings are now."""
+        op, names = self._op, self.rule.scalars
+        numbers = list(settings)
+        for place, value in enumerate(settings):
+            if type(value) not in _CONSTANT:
+                is_flag = place >= self._num_scalars
+                number = bool(value) if is_flag else number_of(op, names[place], value)
+                numbers[place] = number
         return numbers
+
+    def _make(self, settings: Sequence[float]) -> Deed:
+        count = self._num_scalars
+        numbers = tuple(map(float, settings[:count]))
+        flags = tuple(map(bool, settings[count:]))
+        if self._examine is not None:
+            named = dict(zip(self.rule.scalars, numbers, strict=True))
+            flags = (*self._examine(named), *flags)
+        return self._actions.get(flags) or self._action(flags), numbers
+
+    def _action(self, flags: tuple[bool, ...]) -> Action:
+        """What is done with these flags."""
+        named = dict(zip(self.rule.flags, flags, strict=True))
+        again = launcher_of(self.rule, named).again
+        action = Action(self.rule, named, again, partial(self._now, named))
+        return self._actions.setdefault(flags, action)
 
     def _now(
         self, flags: Mapping[str, bool], given: Sequence[Any], numbers: Sequence[float]
@@ -130,13 +180,12 @@ class Door:
         scalars = dict(zip(rule.scalars, numbers, strict=True))
         launch_dense(rule, flags, [*tensors, grad], scalars)
 
-    def _named(
-        self, tensors: Sequence[Any], numbers: Sequence[Any], flags: Sequence[bool]
-    ) -> dict[str, Any]:
+    def _named(self, tensors: Sequence[Any], settings: Sequence[Any]) -> dict[str, Any]:
         """What was given, by the names of the rule, which are those of the op."""
         rule = self.rule
-        names = (*rule.tensors, *rule.scalars, *rule.flags)
-        return dict(zip(names, (*tensors, *numbers, *flags), strict=True))
+        num_derived = len(rule.scalars) + len(rule.flags) - len(settings)
+        names = (*rule.tensors, *rule.scalars, *rule.flags[num_derived:])
+        return dict(zip(names, (*tensors, *settings), strict=True))
 
 
 def apply_rows(
@@ -190,6 +239,13 @@ def apply_rows(
         launch_rows(_rule_of(function), flags, tensors, slices, numbers, "sequence")
 
 
+def _keep(table: dict[Any, Any], key: Any, deed: Deed) -> None:
+    """Remember a deed; when there are too many of them, all are forgotten."""
+    if len(table) >= _MOST_KNOWN:
+        table.clear()
+    table[key] = deed
+
+
 def resource_of(op: str, name: str, value: Any) -> torch.Tensor:
     """The tensor that a resource argument stands for."""
     if not isinstance(value, torch.Tensor):
@@ -208,9 +264,11 @@ def resource_of(op: str, name: str, value: Any) -> torch.Tensor:
 
 def number_of(op: str, name: str, value: Any) -> float:
     """The number that a scalar argument stands for."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    if hasattr(value, "shape") and tuple(value.shape) != ():
+    if isinstance(value, torch.Tensor) and not value.dim():
+        value = value.item()
+        if type(value) is float:
+            return value
+    if getattr(value, "shape", None):
         raise ValueError(
             message(
                 f"{op}: {name}",

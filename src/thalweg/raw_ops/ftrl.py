@@ -24,11 +24,16 @@ __all__ = [
 ]
 
 
-_ftrl = Door("ResourceApplyFtrl", rules.ftrl)
-_ftrl_v2 = Door("ResourceApplyFtrlV2", rules.ftrl_v2)
+def _is_square_root(scalars: Mapping[str, float]) -> tuple[bool, ...]:
+    """Whether the power of the accumulator is its root, which is faster."""
+    return (scalars["lr_power"] == -0.5,)
 
 
-@registered
+_ftrl = Door("ResourceApplyFtrl", rules.ftrl, _is_square_root)
+_ftrl_v2 = Door("ResourceApplyFtrlV2", rules.ftrl_v2, _is_square_root)
+
+
+@_ftrl.serves
 def ResourceApplyFtrl(
     *,
     var: Any,
@@ -72,18 +77,10 @@ def ResourceApplyFtrl(
         (0.125, 1.0, -1.0)
     """
     del use_locking, name
-    scalars = numbers_of(
-        "ResourceApplyFtrl", {"lr": lr, "l1": l1, "l2": l2, "lr_power": lr_power}
-    )
-    _ftrl.run(
-        (var, accum, linear, grad),
-        tuple(scalars.values()),
-        scalars["lr_power"] == -0.5,
-        multiply_linear_by_lr,
-    )
+    _ftrl.run((var, accum, linear, grad), (lr, l1, l2, lr_power, multiply_linear_by_lr))
 
 
-@registered
+@_ftrl_v2.serves
 def ResourceApplyFtrlV2(
     *,
     var: Any,
@@ -120,21 +117,9 @@ def ResourceApplyFtrlV2(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    scalars = numbers_of(
-        "ResourceApplyFtrlV2",
-        {
-            "lr": lr,
-            "l1": l1,
-            "l2": l2,
-            "l2_shrinkage": l2_shrinkage,
-            "lr_power": lr_power,
-        },
-    )
     _ftrl_v2.run(
         (var, accum, linear, grad),
-        tuple(scalars.values()),
-        scalars["lr_power"] == -0.5,
-        multiply_linear_by_lr,
+        (lr, l1, l2, l2_shrinkage, lr_power, multiply_linear_by_lr),
     )
 
 

@@ -17,7 +17,9 @@ __all__ = [
 
 _gradient_descent = Door("ResourceApplyGradientDescent", rules.gradient_descent)
 _proximal_gradient_descent = Door(
-    "ResourceApplyProximalGradientDescent", rules.proximal_gradient_descent
+    "ResourceApplyProximalGradientDescent",
+    rules.proximal_gradient_descent,
+    lambda scalars: (scalars["l1"] > 0,),
 )
 
 
@@ -54,7 +56,7 @@ def ResourceApplyGradientDescent(
     _gradient_descent.run((var, delta), (alpha,))
 
 
-@registered
+@_proximal_gradient_descent.serves
 def ResourceApplyProximalGradientDescent(
     *,
     var: Any,
@@ -88,12 +90,7 @@ def ResourceApplyProximalGradientDescent(
         0.25
     """
     del use_locking, name
-    scalars = numbers_of(
-        "ResourceApplyProximalGradientDescent", {"alpha": alpha, "l1": l1, "l2": l2}
-    )
-    _proximal_gradient_descent.run(
-        (var, delta), tuple(scalars.values()), scalars["l1"] > 0
-    )
+    _proximal_gradient_descent.run((var, delta), (alpha, l1, l2))
 
 
 @registered

@@ -56,7 +56,7 @@ def ResourceApplyMomentum(
         (0.25, 1.5)
     """
     del use_locking, name
-    _momentum.run((var, accum, grad), (lr, momentum), use_nesterov)
+    _momentum.run((var, accum, grad), (lr, momentum, use_nesterov))
 
 
 @_keras_momentum.serves
@@ -88,7 +88,7 @@ def ResourceApplyKerasMomentum(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    _keras_momentum.run((var, accum, grad), (lr, momentum), use_nesterov)
+    _keras_momentum.run((var, accum, grad), (lr, momentum, use_nesterov))
 
 
 @registered

@@ -6,10 +6,12 @@ import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, overload
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NoReturn, overload
 
 import torch
+from torch.compiler import is_compiling
 
 from thalweg.compiler import KernelKey, Rule, kernel_source, reads_shape
 from thalweg.errors import describe, message, nearest
@@ -44,6 +46,8 @@ class RawOp:
         self._arguments = _arguments_of(function, self.rule, is_sparse=is_sparse)
         self.__signature__ = _signature_of(self._arguments)
         self._defaults = {n: d for n, d in self._arguments.items() if d is not _EMPTY}
+        self._tensors_of = _getter(self.rule.tensors)
+        self._settings_of = _getter((*self.rule.scalars, *self.rule.flags))
         # A rule that cannot be compiled is refused here, not in the first step.
         reads_shape(self.rule, [(n, False) for n in self.rule.flags])
         switches = dict.fromkeys(self.rule.flags, "bool")
@@ -74,21 +78,24 @@ class RawOp:
             ValueError: If shapes, dtypes or devices do not fit, or an index is out
                 of range; nothing is written then.
         """
-        if torch.compiler.is_compiling():
-            return self._operator(arguments)
-        return self._run(**arguments)
+        if is_compiling():
+            self._operator(arguments)
+        else:
+            self._run(**arguments)
 
     def _run(self, **arguments: Any) -> None:
-        arguments.pop("name", None)
         given = {**self._defaults, **arguments}
-        if given.keys() != self._arguments.keys():
+        given.pop("name", None)
+        try:
+            tensors, settings = self._tensors_of(given), self._settings_of(given)
+        except KeyError:
             self._refuse(given)
-        rule, chosen = self.rule, given.__getitem__
+        if len(given) > len(self._arguments):
+            self._refuse(given)
         if not self.is_sparse:
-            tensors = tuple(map(chosen, rule.tensors))
-            numbers = tuple(map(chosen, rule.scalars))
-            self._door.run(tensors, numbers, *map(chosen, rule.flags))
+            self._door.run(tensors, settings)
             return
+        rule = self.rule
         apply_rows(
             *(self.name, rule.function, {name: given[name] for name in rule.outputs}),
             *(given[rule.gradient], given["indices"]),
@@ -121,7 +128,7 @@ class RawOp:
         key = KernelKey(self.rule, pairs, (dtype,) * len(self.rule.tensors), mode)
         return kernel_source(key, device)
 
-    def _refuse(self, given: Mapping[str, Any]) -> None:
+    def _refuse(self, given: Mapping[str, Any]) -> NoReturn:
         missing = [n for n in self._arguments if n not in given]
         unknown = [n for n in given if n not in self._arguments]
         advice = nearest(unknown[0], self._arguments) if unknown else "Pass it."
@@ -132,7 +139,7 @@ class RawOp:
                 ", ".join([*(f"no {n}" for n in missing), *map(repr, unknown)]),
                 advice,
             )
-        )
+        ) from None
 
     def __repr__(self) -> str:
         return f"<raw op {self.name}{self.__signature__}>"
@@ -200,6 +207,13 @@ def _make(function: RuleFunction, name: str | None, *, sparse: bool) -> RawOp:
     op = RawOp(function, name or function.__name__, is_sparse=sparse)
     _own[op.name] = op
     return op
+
+
+def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """What takes the values of names; `itemgetter` makes a tuple of two or more."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda given: tuple(given[name] for name in names)
 
 
 def _free_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from thalweg import rules
@@ -22,11 +23,28 @@ __all__ = [
 ]
 
 
-_proximal_adagrad = Door("ResourceApplyProximalAdagrad", rules.proximal_adagrad)
-_adagrad_da = Door("ResourceApplyAdagradDA", rules.adagrad_da)
+def _has_l1(scalars: Mapping[str, float]) -> tuple[bool, ...]:
+    return (scalars["l1"] > 0,)
 
 
-@registered
+def _examine_proximal(scalars: Mapping[str, float]) -> tuple[bool, ...]:
+    _check_proximal("ResourceApplyProximalAdagrad", scalars)
+    return _has_l1(scalars)
+
+
+def _check_proximal(op: str, scalars: Mapping[str, float]) -> None:
+    check_positive(op, "lr", scalars["lr"])
+    check_not_negative(op, "l1", scalars["l1"])
+    check_not_negative(op, "l2", scalars["l2"])
+
+
+_proximal_adagrad = Door(
+    "ResourceApplyProximalAdagrad", rules.proximal_adagrad, _examine_proximal
+)
+_adagrad_da = Door("ResourceApplyAdagradDA", rules.adagrad_da, _has_l1)
+
+
+@_proximal_adagrad.serves
 def ResourceApplyProximalAdagrad(
     *,
     var: Any,
@@ -63,16 +81,10 @@ def ResourceApplyProximalAdagrad(
         (0.5, 4.0)
     """
     del use_locking, name
-    scalars = numbers_of("ResourceApplyProximalAdagrad", {"lr": lr, "l1": l1, "l2": l2})
-    check_positive("ResourceApplyProximalAdagrad", "lr", scalars["lr"])
-    check_not_negative("ResourceApplyProximalAdagrad", "l1", scalars["l1"])
-    check_not_negative("ResourceApplyProximalAdagrad", "l2", scalars["l2"])
-    _proximal_adagrad.run(
-        (var, accum, grad), tuple(scalars.values()), scalars["l1"] > 0
-    )
+    _proximal_adagrad.run((var, accum, grad), (lr, l1, l2))
 
 
-@registered
+@_adagrad_da.serves
 def ResourceApplyAdagradDA(
     *,
     var: Any,
@@ -105,14 +117,9 @@ def ResourceApplyAdagradDA(
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
     del use_locking, name
-    scalars = numbers_of(
-        "ResourceApplyAdagradDA",
-        {"lr": lr, "l1": l1, "l2": l2, "global_step": global_step},
-    )
     _adagrad_da.run(
         (var, gradient_accumulator, gradient_squared_accumulator, grad),
-        tuple(scalars.values()),
-        scalars["l1"] > 0,
+        (lr, l1, l2, global_step),
     )
 
 
@@ -155,9 +162,7 @@ def ResourceSparseApplyProximalAdagrad(
     scalars = numbers_of(
         "ResourceSparseApplyProximalAdagrad", {"lr": lr, "l1": l1, "l2": l2}
     )
-    check_positive("ResourceSparseApplyProximalAdagrad", "lr", scalars["lr"])
-    check_not_negative("ResourceSparseApplyProximalAdagrad", "l1", scalars["l1"])
-    check_not_negative("ResourceSparseApplyProximalAdagrad", "l2", scalars["l2"])
+    _check_proximal("ResourceSparseApplyProximalAdagrad", scalars)
     apply_rows(
         "ResourceSparseApplyProximalAdagrad",
         rules.proximal_adagrad,

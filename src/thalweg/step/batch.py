@@ -9,20 +9,19 @@ gradients and numbers. Then the tables of that step are used again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, compress, repeat
-from operator import is_, itemgetter
+from itertools import chain, compress, islice, repeat
+from operator import is_, itemgetter, not_
 from typing import Any
 
 import numpy as np
 import torch
-from torch._C import DisableTorchFunctionSubclass
-from torch.autograd.graph import increment_version
 
 from thalweg.compiler import KernelKey, Rule, compile_rules, reads_shape
 from thalweg.state import Variable
+from thalweg.step.bulk import Addresses, Places, Writes
 from thalweg.step.group import Group, Member
 from thalweg.step.recognition import recognizer
 from thalweg.step.single import (
@@ -36,6 +35,7 @@ from thalweg.step.single import (
 __all__ = [
     "Action",
     "Batch",
+    "Deed",
     "calling",
     "flush",
     "inside_step",
@@ -53,30 +53,36 @@ class Action:
     Attributes:
         rule: The rule.
         flags: Value of each of its flags.
+        again: Updates the variable if the tensors are like those of a call before,
+            and says whether it did.
         now: Checks the tensors of a call, and updates the variable by itself.
     """
 
     rule: Rule
     flags: Mapping[str, bool]
+    again: Callable[[Sequence[Any], Sequence[float]], bool]
     now: Callable[[Sequence[Any], Sequence[float]], None]
 
 
-Call = tuple[Action, tuple[Any, ...], Sequence[float]]
-"""A call of a raw op that updates a whole variable: what was given as variable, slots
-and gradient, and a number for each scalar of the rule."""
+Deed = tuple[Action, tuple[float, ...]]
+"""An action, and a number for each scalar of its rule."""
 
 
 class Batch:
-    """Calls that wait for each other, and the tables they were launched with before.
+    """Calls of raw ops that wait for each other, and the tables of earlier steps.
 
-    It is kept from step to step by the optimizer whose raw ops it collects.
+    It is kept from step to step by the optimizer whose raw ops it collects. A call is
+    a deed, and what was given as variable, slots and gradient. The tensors of all calls
+    lie in one list: a tuple for each call would keep the garbage collector busy.
     """
 
     def __init__(self) -> None:
-        self._calls: list[Call] = []
+        self._deeds: list[Deed] = []
+        self._tensors: list[Any] = []
         self._replays: list[_Replay | None] = []
         self._number = 0
-        self.append = self._calls.append
+        self.add_deed = self._deeds.append
+        self.add_tensors = self._tensors.extend
 
     def __reduce__(self) -> tuple[type[Batch], tuple[()]]:
         # Tables hold addresses of this process; a copy makes its own.
@@ -85,11 +91,12 @@ class Batch:
     @property
     def num_waiting(self) -> int:
         """How many calls have not been launched yet."""
-        return len(self._calls)
+        return len(self._deeds)
 
     def start(self) -> None:
         """Begin a step; what waits is forgotten."""
-        self._calls.clear()
+        self._deeds.clear()
+        self._tensors.clear()
         self._number = 0
 
     def launch(self) -> None:
@@ -99,18 +106,20 @@ class Batch:
             TypeError: If a call was wrong; see the op. Those before it are done.
             ValueError: If a call was wrong; see the op. Those before it are done.
         """
-        calls = self._calls.copy()
-        self._calls.clear()
-        if not calls:
+        deeds, tensors = self._deeds.copy(), self._tensors.copy()
+        self._deeds.clear()
+        self._tensors.clear()
+        if not deeds:
             return
         number, self._number = self._number, self._number + 1
         if number == len(self._replays):
             self._replays.append(None)
         replay = self._replays[number]
-        if replay is not None and replay.run(calls):
+        if replay is not None and replay.run(deeds, tensors):
             return
-        for action, tensors, numbers in calls:
-            action.now(tensors, numbers)
+        calls = _calls(deeds, tensors)
+        for action, numbers, given in calls:
+            action.now(given, numbers)
         self._replays[number] = _replay_of(calls)
 
 
@@ -174,10 +183,10 @@ def flush() -> None:
 
 # -- the calls of a step, once more -------------------------------------------
 
-_action_of: Callable[[Call], Action] = itemgetter(0)
-_tensors_of: Callable[[Call], tuple[Any, ...]] = itemgetter(1)
-_numbers_of: Callable[[Call], Sequence[float]] = itemgetter(2)
-_last: Callable[[Sequence[Any]], Any] = itemgetter(-1)
+_action_of: Callable[[Sequence[Any]], Action] = itemgetter(0)
+_numbers_of: Callable[[Deed], Sequence[float]] = itemgetter(1)
+
+Call = tuple[Action, Sequence[float], Sequence[Any]]
 
 
 class _Replay:
@@ -185,58 +194,71 @@ class _Replay:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self._actions = list(map(_action_of, calls))
+        self._deeds: Sequence[Deed] = ()
         self._given = _all_written(calls)
-        self._is_written = [
-            number < len(tensors) - 1
-            for _, tensors, _ in calls
-            for number in range(len(tensors))
+        self._is_gradient = [
+            number == len(given) - 1
+            for *_, given in calls
+            for number in range(len(given))
         ]
-        self._handles = list(map(_handle_of, self._given))
-        self._addresses = _addresses(self._handles)
+        self._is_written = list(map(not_, self._is_gradient))
+        handles = list(map(_handle_of, self._given))
+        self._places = Places(handles)
+        self._writes = Writes(handles)
+        self._spans = _spans(handles)
         gradients = _gradients(calls)
         self._is_like = recognizer(gradients)
         self._sizes = np.array(list(map(_size_of, gradients)), dtype=np.int64)
-        self._spans = _spans(self._handles)
+        self._addresses = Addresses(len(gradients))
+        self._seen = np.full(len(gradients), -1, dtype=np.int64)
         self._groups = _groups(calls)
 
-    def run(self, calls: Sequence[Call]) -> bool:
+    def run(self, deeds: Sequence[Deed], tensors: Sequence[Any]) -> bool:
         """Launch these calls; False, with nothing written, if they are others."""
-        gradients = _gradients(calls)
-        with DisableTorchFunctionSubclass():
-            if not (self._is_same(calls) and self._is_like(*gradients)):
-                return False
-            addresses = np.array(_addresses(gradients), dtype=np.int64)
-            # Without memory, as on the device "meta", the address is 0.
-            if not addresses.all() or self._reads_written(addresses):
-                return False
+        is_repeated = _are_same(deeds, self._deeds)
+        # The same actions take as many tensors as before.
+        if not (is_repeated or list(map(_action_of, deeds)) == self._actions):
+            return False
+        written = compress(tensors, self._is_written)
+        if not (all(map(is_, written, self._given)) and self._places.are_kept()):
+            return False
+        gradients = list(compress(tensors, self._is_gradient))
+        if not (self._is_like(*gradients) and self._lie_apart(gradients)):
+            return False
+        if not is_repeated:
+            self._write_numbers(deeds)
         num_threads = torch.get_num_threads()
         for group in self._groups:
-            group.write_gradients(addresses)
-            group.write_scalars(_columns_of(group, calls))
-        for group in self._groups:
             group.run(num_threads)
-        increment_version(self._handles)
+        self._writes.count()
         return True
 
-    def _is_same(self, calls: Sequence[Call]) -> bool:
-        """Whether they write the same variables and slots by the same rules."""
-        # The same actions take as many tensors as before.
-        return (
-            list(map(_action_of, calls)) == self._actions
-            and all(map(is_, compress(_flat(calls), self._is_written), self._given))
-            and _addresses(self._handles) == self._addresses
-        )
+    def _write_numbers(self, deeds: Sequence[Deed]) -> None:
+        numbers = list(map(_numbers_of, deeds))
+        for group in self._groups:
+            group.write_scalars(_columns_of(group, numbers))
+        self._deeds = deeds
 
-    def _reads_written(self, addresses: np.ndarray) -> bool:
-        """Whether a gradient lies in the memory of a variable or slot."""
-        starts, ends = self._spans
-        before = np.searchsorted(starts, addresses + self._sizes) - 1
-        return bool((ends[before] > addresses)[before >= 0].any())
+    def _lie_apart(self, gradients: Sequence[Any]) -> bool:
+        """Find the gradients; whether none lies in a variable or slot, or nowhere."""
+        addresses = self._addresses.read(gradients)
+        if not np.array_equal(addresses, self._seen):
+            starts, ends = self._spans
+            before = np.searchsorted(starts, addresses + self._sizes) - 1
+            if (ends[before] > addresses)[before >= 0].any():
+                return False
+            # Without memory the address is 0.
+            if np.count_nonzero(addresses) < len(addresses):
+                return False
+            self._seen[:] = addresses
+            for group in self._groups:
+                group.write_gradients(addresses)
+        return True
 
 
 def _replay_of(calls: Sequence[Call]) -> _Replay | None:
     """Tables for these calls, if they can be launched in any order."""
-    flat = list(_flat(calls))
+    flat = [tensor for *_, given in calls for tensor in given]
     if not set(map(type, flat)) <= PLAIN_TYPES:
         return None
     handles = list(map(_handle_of, flat))
@@ -250,8 +272,8 @@ def _replay_of(calls: Sequence[Call]) -> _Replay | None:
 
 
 def _has_kernel(call: Call) -> bool:
-    action, tensors, _ = call
-    handles = list(map(_handle_of, tensors))
+    action, _, given = call
+    handles = list(map(_handle_of, given))
     shapes = list(map(shape_of, handles))
     return (
         shapes.count(shapes[0]) == len(shapes)
@@ -264,7 +286,7 @@ def _groups(calls: Sequence[Call]) -> list[Group]:
     """The calls by kernel; a call's numbers stand in the row of its place there."""
     positions: dict[KernelKey, list[int]] = {}
     members: list[Member] = []
-    for number, (action, given, _) in enumerate(calls):
+    for number, (action, _, given) in enumerate(calls):
         tensors = tuple(map(_handle_of, given))
         flags = tuple(sorted(action.flags.items()))
         key = KernelKey(action.rule, flags, tuple(map(dtype_of, tensors)))
@@ -279,33 +301,43 @@ def _groups(calls: Sequence[Call]) -> list[Group]:
     return groups
 
 
-def _columns_of(group: Group, calls: Sequence[Call]) -> Mapping[str, np.ndarray]:
+def _columns_of(
+    group: Group, numbers: Sequence[Sequence[float]]
+) -> Mapping[str, np.ndarray]:
     """A group's numbers, by name and place of the call in the group."""
     names, positions = group.kernel.key.rule.scalars, group.positions
-    own = calls if len(positions) == len(calls) else [calls[i] for i in positions]
-    numbers = list(map(_numbers_of, own))
-    if all(map(is_, numbers, repeat(numbers[0]))):
-        table = np.broadcast_to(np.array(numbers[0]), (len(own), len(names)))
+    own = numbers if len(positions) == len(numbers) else [numbers[i] for i in positions]
+    if all(map(is_, own, repeat(own[0]))):
+        table = np.broadcast_to(np.array(own[0]), (len(own), len(names)))
     else:
-        flat = np.fromiter(chain.from_iterable(numbers), np.float64)
+        flat = np.fromiter(chain.from_iterable(own), np.float64)
         table = flat.reshape(len(own), len(names))
     return dict(zip(names, table.T, strict=True))
+
+
+def _calls(deeds: Sequence[Deed], tensors: Sequence[Any]) -> list[Call]:
+    """The calls one by one, each with its own tensors."""
+    rest = iter(tensors)
+    return [
+        (action, numbers, tuple(islice(rest, len(action.rule.tensors))))
+        for action, numbers in deeds
+    ]
+
+
+def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _handle_of(tensor: Any) -> Any:
     return tensor.handle if type(tensor) is Variable else tensor
 
 
-def _flat(calls: Sequence[Call]) -> Iterator[Any]:
-    return chain.from_iterable(map(_tensors_of, calls))
-
-
 def _all_written(calls: Sequence[Call]) -> list[Any]:
-    return [tensor for _, tensors, _ in calls for tensor in tensors[:-1]]
+    return [tensor for *_, given in calls for tensor in given[:-1]]
 
 
 def _gradients(calls: Sequence[Call]) -> list[Any]:
-    return list(map(_last, map(_tensors_of, calls)))
+    return [given[-1] for *_, given in calls]
 
 
 def _addresses(tensors: Sequence[Any]) -> list[int]:

@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ from thalweg.compiler import (
     compile_rule,
     reads_shape,
 )
+from thalweg.errors import describe, message
 from thalweg.state import Variable
 from thalweg.step.recognition import Recognizer, recognizer
+from thalweg.step.tensors import is_dense, same_order
 
 __all__ = [
     "PLAIN_TYPES",
@@ -42,7 +44,7 @@ __all__ = [
     "shape_of",
 ]
 
-_ELEMENTS = 3  # the column of an item that holds its length
+_ITEM_COLUMNS, _ELEMENTS = 5, 3  # of an item: how many, and which holds its length
 _MOST_KNOWN = 4096
 _MOST_KINDS = 8  # of one shape: parameters, tensors, other dtypes
 _KNOWN_SHAPE_ONLY = {ROW_LENGTH, NUM_ELEMENTS}
@@ -56,6 +58,12 @@ _is_contiguous: Callable[[object], bool] = _Tensor.is_contiguous
 _is_negated: Callable[[object], bool] = _Tensor.is_neg
 address_of: Callable[[object], int] = _Tensor.data_ptr
 PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter, Variable}
+# What `increment_version` calls once it has asked whether it got a single tensor.
+_count_writes: Callable[[Iterable[torch.Tensor]], None] = getattr(
+    torch._C,  # pyright: ignore[reportPrivateUsage] - falls back to the public one
+    "_increment_version",
+    increment_version,
+)
 _HAS_DEVICES = torch.accelerator.is_available()
 
 
@@ -71,23 +79,28 @@ class _SingleLaunch:
         names = kernel.key.rule.scalars
         used = [number for number, name in enumerate(names) if name in index]
         self._used = None if len(used) == len(names) else used
-        num_tensors = len(self.dtypes)
-        memory = np.zeros(8 * (num_tensors + len(index)), dtype=np.uint8)
-        pointers = memory[: 8 * num_tensors].view(np.int64).reshape(1, -1)
-        scalars = memory[8 * num_tensors :].view(np.float64).reshape(1, -1)
+        # Length and scalar row of the only item come last in its table, so that what
+        # changes from call to call lies in one piece.
+        num_tensors, start = len(self.dtypes), 8 * _ELEMENTS
+        memory = np.zeros(8 * (_ITEM_COLUMNS + num_tensors + len(index)), np.uint8)
+        parts = np.split(memory, [8 * _ITEM_COLUMNS, 8 * (_ITEM_COLUMNS + num_tensors)])
+        items, pointers = (part.view(np.int64).reshape(1, -1) for part in parts[:2])
+        scalars = parts[2].view(np.float64).reshape(1, -1)
         scalars[0, index[APPLY]] = 1.0
-        self._items = np.zeros((1, 5), dtype=np.int64)
-        layout = struct.Struct(f"{num_tensors}q{len(used)}d")
-        self._write = partial(layout.pack_into, memory.data, 0)
-        self._launch = kernel.bind(self._items, pointers, scalars)
-        tables = (self._items, pointers, scalars)
+        layout = struct.Struct(f"2q{num_tensors}q{len(used)}d")
+        self._write = partial(layout.pack_into, memory.data, start)
+        self._launch = kernel.bind(items, pointers, scalars)
+        tables = (items, pointers, scalars)
         addresses = (ctypes.c_void_p(table.ctypes.data) for table in tables)
-        self._arguments = (ctypes.c_int64(1), *addresses, ctypes.c_int64(1))
+        self._num_threads = ctypes.c_int(1)
+        one = ctypes.c_int64(1)
+        self._arguments = (one, *addresses, one, self._num_threads)
         self._count = 0
-        self._function: Callable[..., None] = self._interpret
+        self._function: Any = None
+        self._run: Callable[[], None] = self._interpret
 
     def __call__(
-        self, addresses: Iterable[int], count: int, numbers: Sequence[float]
+        self, addresses: Sequence[int], count: int, numbers: Sequence[float]
     ) -> None:
         """Update a variable and its slots.
 
@@ -100,19 +113,24 @@ class _SingleLaunch:
             self._resize(count)
         if self._used is not None:
             numbers = [numbers[number] for number in self._used]
-        self._write(*addresses, *numbers)
-        self._function(*self._arguments, torch.get_num_threads())
+        self._write(count, 0, *addresses, *numbers)
+        self._num_threads.value = torch.get_num_threads()
+        self._run()
 
     def _resize(self, count: int) -> None:
-        self._items[0, _ELEMENTS] = self._launch.num_elements = self._count = count
+        self._count = count
         functions = self._kernel.functions(count)
-        self._function = functions[-1] if functions else self._interpret
+        if functions and functions[-1] is not self._function:
+            self._function = functions[-1]
+            self._run = partial(self._function, *self._arguments)
 
-    def _interpret(self, *arguments: Any) -> None:
-        self._launch(arguments[-1])
+    def _interpret(self) -> None:
+        self._launch.num_elements = self._count
+        self._launch(self._num_threads.value)
 
 
-_Known = tuple[Recognizer, _SingleLaunch, int]
+_Known = tuple[Recognizer, _SingleLaunch, int, tuple[int, ...]]
+"""What tells tensors of a kind, their launch, their elements, which are Variables."""
 
 
 class Launcher(threading.local):
@@ -129,6 +147,7 @@ class Launcher(threading.local):
         self._rule = rule
         self._flags = flags
         self._known: dict[object, list[_Known]] = {}
+        self._last: _Known | None = None
         self._made: dict[tuple[torch.dtype, ...], _SingleLaunch | None] = {}
 
     def again(self, tensors: Sequence[Any], numbers: Sequence[float]) -> bool:
@@ -141,14 +160,33 @@ class Launcher(threading.local):
         Returns:
             False, with nothing written, where a closer look is needed; see `launch`.
         """
-        handles = [t.handle if type(t) is Variable else t for t in tensors]
+        known = self._last
+        if (
+            known is None
+            or not known[0](*tensors)
+            or (known[3] and _has_view(tensors, known[3]))
+        ):
+            if Variable in map(type, tensors):
+                tensors = [t.handle if type(t) is Variable else t for t in tensors]
+            known = self._find(tensors)
+            if known is None:
+                return False
+        _, launch, count, _ = known
+        addresses = list(map(address_of, tensors))
+        if 0 in addresses:
+            return False
+        launch(addresses, count, numbers)
+        _count_writes(tensors[:-1])
+        return True
+
+    def _find(self, handles: Sequence[Any]) -> _Known | None:
+        """What is known of tensors like these; it is asked first from now on."""
         shape = getattr(handles[0], "shape", None)
-        for is_like, launch, count in self._known.get(shape, ()):
-            if is_like(*handles):
-                launch(map(address_of, handles), count, numbers)
-                increment_version(handles[:-1])
-                return True
-        return False
+        for known in self._known.get(shape, ()):
+            if known[0](*handles):
+                self._last = known
+                return known
+        return None
 
     def launch(self, tensors: Sequence[torch.Tensor], numbers: Sequence[float]) -> bool:
         """Apply the rule by a kernel, which is compiled if it is new.
@@ -159,22 +197,38 @@ class Launcher(threading.local):
 
         Returns:
             False, with nothing written, where a kernel cannot run straight on these
-            tensors: another device, gaps between elements, integers, or a rule that
-            must know shapes.
+            tensors: another device, variable and slots whose elements do not lie alike
+            and without gaps, integers, or a rule that must know shapes.
+
+        Raises:
+            ValueError: If the memory of one was taken away; nothing is written then.
         """
-        for tensor in tensors:
-            if not (tensor.is_cpu and tensor.is_contiguous()) or tensor.is_neg():
-                return False
-        launch = self._launch_for(tuple(t.dtype for t in tensors))
+        laid = _in_one_order(tensors)
+        if laid is None:
+            return False
+        launch = self._launch_for(tuple(t.dtype for t in laid))
         if launch is None:
             return False
-        count = tensors[0].numel()
+        count = laid[0].numel()
         if count == 0:
             return True
-        launch([t.data_ptr() for t in tensors], count, numbers)
-        increment_version(tensors[:-1])
-        self._remember(tensors, launch)
+        addresses = [t.data_ptr() for t in laid]
+        if 0 in addresses:
+            self._refuse(laid[addresses.index(0)])
+        launch(addresses, count, numbers)
+        increment_version(laid[:-1])
+        self._remember(laid, launch)
         return True
+
+    def _refuse(self, tensor: torch.Tensor) -> NoReturn:
+        raise ValueError(
+            message(
+                f"rule {self._rule.name}",
+                "tensors with memory",
+                f"a {describe(tensor)} whose storage was emptied",
+                "Nothing was written; give it memory, or pass a copy.",
+            )
+        )
 
     def _remember(self, tensors: Sequence[torch.Tensor], launch: _SingleLaunch) -> None:
         """Let tensors like these be recognized from now on."""
@@ -182,11 +236,16 @@ class Launcher(threading.local):
         is_plain = set(map(type, tensors)) <= PLAIN_TYPES
         if not is_plain or shapes.count(shapes[0]) < len(shapes):
             return
+        if self._find(tensors) is not None:
+            return
         if len(self._known) == _MOST_KNOWN:
             self._known.clear()
         known = self._known.setdefault(shapes[0], [])
-        if len(known) < _MOST_KINDS:
-            known.append((recognizer(tensors), launch, tensors[0].numel()))
+        places = enumerate(tensors)
+        variables = tuple(i for i, t in places if type(t) is Variable)
+        count = tensors[0].numel()
+        known.insert(0, (recognizer(tensors), launch, count, variables))
+        del known[_MOST_KINDS:]
 
     def _launch_for(self, dtypes: tuple[torch.dtype, ...]) -> _SingleLaunch | None:
         """The launch for these dtypes; None if the rule needs to know shapes."""
@@ -194,6 +253,32 @@ class Launcher(threading.local):
             kernel = _kernel(self._rule, self._flags, dtypes)
             self._made[dtypes] = None if kernel is None else _SingleLaunch(kernel)
         return self._made[dtypes]
+
+
+def _in_one_order(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | None:
+    """Tensors whose elements lie alike; a gradient that does not is copied."""
+    *written, grad = tensors
+    var = written[0]
+    if not all(t.is_cpu for t in tensors) or any(t.is_neg() for t in written):
+        return None
+    if all(t.is_contiguous() for t in tensors) and not grad.is_neg():
+        return tensors
+    alike = all(t.shape == var.shape and same_order(t, var) for t in written)
+    if not (alike and is_dense(var) and grad.shape == var.shape):
+        return None
+    if not same_order(grad, var) or grad.is_neg():
+        with torch.no_grad():
+            grad = torch.empty_like(var, dtype=grad.dtype).copy_(grad)
+    return [*written, grad]
+
+
+def _has_view(tensors: Sequence[Any], places: tuple[int, ...]) -> bool:
+    """Whether one of the Variables at these places stands for another tensor."""
+    for place in places:
+        variable = tensors[place]
+        if variable.handle is not variable:
+            return True
+    return False
 
 
 @cache

@@ -294,3 +294,44 @@ def test_signs_of_zero_are_told_apart() -> None:
         model.slots[0].fill_(float(signs.count(True)))
 
     compare(work)
+
+
+@pytest.mark.parametrize("which", ["variable", "slot", "gradient"])
+def test_memory_that_is_gone_is_refused(which: str) -> None:
+    for batch in (Batch(), None):
+        model, grad = Model((3,)), torch.ones(3)
+        for number in range(2):
+            with inside_step(batch):
+                model.momentum(number, grad=grad)
+        tensors = {"variable": model.variables[0], "slot": model.slots[0]}
+        tensors["gradient"] = grad
+        tensors.pop(which).data.untyped_storage().resize_(0)
+        before = [t.tolist() for t in tensors.values()]
+        with pytest.raises(ValueError, match="emptied"), inside_step(batch):
+            model.momentum(2, grad=grad)
+        assert [t.tolist() for t in tensors.values()] == before
+
+
+def test_slots_and_numbers_may_be_exchanged() -> None:
+    def work(model: Model, number: int) -> None:
+        if number in (2, 4):
+            model.slots[0] = torch.full((3,), 5.0)
+        model.momentum(number // 2, momentum=0.5 if number < 5 else 0.25)
+
+    compare(work, steps=8)
+
+
+def test_gradients_that_move_are_found() -> None:
+    kept = [torch.full((8,), float(i)) for i in range(8)]
+
+    def work(model: Model, number: int) -> None:
+        for place, (var, accum) in enumerate(
+            zip(model.variables, model.slots, strict=True)
+        ):
+            grad = kept[(number + place) % 8][: min(len(var), 8)]
+            if len(grad) == len(var):
+                tw.raw_ops.ResourceApplyMomentum(
+                    var=var, accum=accum, grad=grad, momentum=0.5, lr=0.5
+                )
+
+    compare(work, steps=6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
@@ -155,3 +156,54 @@ def test_threads_do_not_share_tables() -> None:
     for thread in threads:
         thread.join()
     assert [t[0][0].item() for t in tensors] == [1.0, -49.0, -99.0, -149.0]
+
+
+def test_kinds_of_tensors_take_turns() -> None:
+    parameter = torch.nn.Parameter(torch.ones(4))
+    kinds: list[list[Any]] = [
+        tensors_of(),
+        tensors_of(7),
+        [tw.Variable(torch.ones(4)), tw.Variable(torch.zeros(4)), torch.ones(4)],
+        [tw.state.as_variable(parameter), torch.zeros(4), torch.ones(4)],
+        [parameter, torch.zeros(4), torch.ones(4)],
+    ]
+    for tensors in kinds:
+        LAUNCHER.launch([tw.state.handle_of(t) for t in tensors], NUMBERS)
+    for tensors in 3 * kinds:
+        with torch.no_grad():
+            tensors[0].fill_(1.0)
+            tensors[1].fill_(0.0)
+        assert LAUNCHER.again(tensors, NUMBERS)
+        assert set(tensors[0].tolist()) == {0.5}
+
+
+def test_a_view_whose_original_moved_is_not_written() -> None:
+    parameter = torch.nn.Parameter(torch.ones(4))
+    view, accum = tw.state.as_variable(parameter), tw.Variable(torch.zeros(4))
+    own = tw.Variable(torch.ones(4))
+    LAUNCHER.launch([own, accum, torch.ones(4)], NUMBERS)
+    LAUNCHER.launch([parameter, accum, torch.ones(4)], NUMBERS)
+    assert LAUNCHER.again([own, accum, torch.ones(4)], NUMBERS)
+    before = view.tolist()
+    parameter.data = torch.full((4,), 3.0)
+    accum.assign(torch.zeros(4))
+    assert LAUNCHER.again([view, accum, torch.ones(4)], NUMBERS)
+    assert (parameter.tolist(), view.tolist()) == ([2.5] * 4, before)
+
+
+def test_a_kind_is_remembered_once() -> None:
+    for _ in range(20):
+        assert LAUNCHER.launch(tensors_of(11), NUMBERS)
+    assert len(LAUNCHER._known[torch.Size([11])]) == 1
+    doubles = [t.double() for t in tensors_of(11)]
+    assert LAUNCHER.launch(doubles, NUMBERS)
+    assert LAUNCHER.again(doubles, NUMBERS)
+
+
+def test_many_kinds_of_one_shape_leave_room_for_a_new_one() -> None:
+    dtypes = torch.float32, torch.float64, torch.bfloat16
+    for kind in itertools.product(dtypes, repeat=3):
+        tensors = [torch.ones(13, dtype=dtype) for dtype in kind]
+        assert LAUNCHER.launch(tensors, NUMBERS)
+        assert LAUNCHER.again(tensors, NUMBERS)
+    assert len(LAUNCHER._known[torch.Size([13])]) < 3**3
