@@ -177,6 +177,8 @@ def _output(folder: Path, rank: int) -> str:
 def _load_function(place: tuple[str, str, str]) -> Callable[..., Any]:
     """Import the function's file under the module name it had for the caller."""
     name, file, qualified = place
+    if name == "__main__":  # as itself, a script would start ranks once more
+        name = "script_of_ranks"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

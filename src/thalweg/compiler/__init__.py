@@ -11,6 +11,7 @@ from thalweg.compiler.compilation import (
     compile_rules,
     kernel_source,
     reads_shape,
+    shape_read,
 )
 from thalweg.compiler.interpret import interpret
 from thalweg.compiler.kernel import Kernel, Launch
@@ -37,4 +38,5 @@ __all__ = [
     "interpret",
     "kernel_source",
     "reads_shape",
+    "shape_read",
 ]

@@ -31,6 +31,7 @@ __all__ = [
     "build",
     "cpu_features",
     "find_compiler",
+    "flags_to_try",
 ]
 
 COMPILE_FLAGS = (
@@ -132,7 +133,7 @@ def build(text: str) -> Library | None:
         return None
     cache_on_disk = _open_cache(chosen.cache_dir)
     reason = ""
-    for flags in _attempts():
+    for flags in flags_to_try():
         key = _key(text, compiler, flags)
         library = _load(cache_on_disk.find(key)) if cache_on_disk else None
         if library is None:
@@ -143,7 +144,7 @@ def build(text: str) -> Library | None:
     return None
 
 
-def _attempts() -> list[tuple[str, ...]]:
+def flags_to_try() -> list[tuple[str, ...]]:
     """Flags to try in turn: not every compiler knows -march=native or OpenMP."""
     serial = (*COMPILE_FLAGS, NATIVE, *_WIDE)
     full = (*serial, OPENMP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from importlib import resources
 
 from thalweg.compiler.build import build
@@ -18,7 +19,14 @@ from thalweg.compiler.skeleton_c import emit_kernel
 from thalweg.compiler.trace import ShapeNeededError
 from thalweg.errors import message
 
-__all__ = ["clear", "compile_rule", "compile_rules", "kernel_source", "reads_shape"]
+__all__ = [
+    "clear",
+    "compile_rule",
+    "compile_rules",
+    "kernel_source",
+    "reads_shape",
+    "shape_read",
+]
 
 _KERNELS: dict[KernelKey, Kernel] = {}
 _LOCK = threading.RLock()
@@ -105,11 +113,55 @@ def reads_shape(
     Returns:
         True if the rule asks for shape or ndim, or counts axes from the front.
     """
+    return not _is_enough(rule, tuple(sorted(flags)), tuple(layouts), None)
+
+
+def shape_read(
+    rule: Rule,
+    flags: Sequence[tuple[str, bool]],
+    layouts: Sequence[str],
+    shape: Sequence[int],
+) -> tuple[int | None, ...] | None:
+    """What a rule reads of a variable's shape, for its key.
+
+    Variables that agree in it share a kernel.
+
+    Args:
+        rule: The rule.
+        flags: A bool for each flag, as pairs.
+        layouts: For each slot "like", "row" or "scalar".
+        shape: Global shape of the variable.
+
+    Returns:
+        None if it reads nothing; None for each axis if only their number, or counts
+        axes from the front; else the shape.
+
+    Example:
+        >>> def halved(var, grad, *, lr):
+        ...     return var - lr * grad if var.ndim > 1 else var
+        >>> shape_read(Rule.of(halved), (), (), (3, 5))
+        (None, None)
+    """
+    pairs, kinds = tuple(sorted(flags)), tuple(layouts)
+    for known in (None, (None,) * len(shape)):
+        if _is_enough(rule, pairs, kinds, known):
+            return known
+    return tuple(shape)
+
+
+@lru_cache(maxsize=4096)
+def _is_enough(
+    rule: Rule,
+    flags: tuple[tuple[str, bool], ...],
+    layouts: tuple[str, ...],
+    shape: tuple[int | None, ...] | None,
+) -> bool:
+    """Whether a rule asks for no more of the shape than this."""
     try:
-        program_of(rule, tuple(sorted(flags)), tuple(layouts))
+        program_of(rule, flags, layouts, (), shape)
     except ShapeNeededError:
-        return True
-    return False
+        return False
+    return True
 
 
 def clear() -> None:

@@ -85,7 +85,6 @@ class Kernel:
         self._long = (
             [_function(library.long, n, e) for n, e in named] if library else []
         )
-        self._partials = torch.empty(0, dtype=torch.float64)
 
     def launch(
         self,
@@ -182,13 +181,11 @@ class Kernel:
         return self._short if num_elements <= _SHORT_ELEMENTS else self._long
 
     def partials(self, items: Table) -> Tensor:
-        """Room for the partial results of one reading pass."""
+        """Room for the partial results of one reading pass; threads share none."""
         lengths = _column(items, 3)
         chunks = int(((lengths + CHUNK - 1) // CHUNK).sum())
         wanted = max(chunks * max(map(len, self.totals)), 1)
-        if self._partials.numel() < wanted:
-            self._partials = torch.empty(wanted, dtype=torch.float64)
-        return self._partials
+        return torch.empty(wanted, dtype=torch.float64)
 
     def interpret(
         self, tables: Sequence[Table], rows: Sequence[Table], between: Between | None

@@ -36,7 +36,8 @@ class KernelKey:
             after the other.
         layouts: For each slot "like", "row" or "scalar"; all "like" when empty.
         device_scalars: Scalars that an earlier kernel of the step writes.
-        shape: Global shape of the variable; None unless the rule reads it.
+        shape: What the rule reads of the variable's global shape, see `shape_read`:
+            None if nothing, None for each axis if only how many there are.
 
     Raises:
         TypeError: If a dtype is not float32, float64, bfloat16 or float16, or a flag
@@ -50,7 +51,7 @@ class KernelKey:
     mode: Mode = "dense"
     layouts: tuple[str, ...] = ()
     device_scalars: tuple[str, ...] = ()
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flags", tuple(sorted(self.flags)))

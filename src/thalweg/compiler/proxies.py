@@ -41,11 +41,11 @@ class RuleProxy(fx.Proxy):
     @property
     def ndim(self) -> int:
         """The number of axes of the variable."""
-        return len(self.shape)
+        return self.tracer.ndim_of(self)
 
     def dim(self) -> int:
         """The number of axes of the variable."""
-        return len(self.shape)
+        return self.tracer.ndim_of(self)
 
     def size(self, dim: int | None = None) -> Any:
         """The global shape of the variable, or one axis of it."""

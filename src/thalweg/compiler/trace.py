@@ -53,7 +53,7 @@ def trace(
     rule: Rule,
     flags: Mapping[str, bool],
     layouts: Sequence[str] = (),
-    shape: Sequence[int] | None = None,
+    shape: Sequence[int | None] | None = None,
 ) -> Trace:
     """Trace a rule.
 
@@ -62,7 +62,8 @@ def trace(
         flags: A bool for each of its flags.
         layouts: For each slot, "like" (the variable's shape), "row" (one number for
             each row) or "scalar" (one number); all "like" by default.
-        shape: Global shape of the variable, for rules that read it.
+        shape: Global shape of the variable, for rules that read it; all None for
+            those that only read how many axes it has.
 
     Returns:
         The graph as the rule is written, before any pass.
@@ -72,7 +73,7 @@ def trace(
             in-place one, a branch on a value, a number from outside its arguments,
             outputs that do not fit its arguments. The message names the rule, the
             line, the operation and what to write instead.
-        ShapeNeededError: If the rule reads a shape and `shape` is None.
+        ShapeNeededError: If the rule reads what `shape` does not tell.
 
     Example:
         >>> def descent(var, delta, *, alpha):
@@ -104,13 +105,13 @@ def _refusal(
 class _RuleTracer(fx.Tracer):
     """Builds the graph of one rule."""
 
-    def __init__(self, rule: Rule, shape: Sequence[int] | None) -> None:
+    def __init__(self, rule: Rule, shape: Sequence[int | None] | None) -> None:
         super().__init__()
         self.graph = fx.Graph(tracer_cls=type(self))
         self.rule = rule
         self.row_axes = 0
         self._last_of_line: dict[_Place, fx.Node] = {}
-        self._shape = None if shape is None else torch.Size(shape)
+        self._shape = None if shape is None else tuple(shape)
 
     def run(self, flags: Mapping[str, bool], layouts: tuple[str, ...]) -> Trace:
         """Call the function and collect what it returns."""
@@ -265,7 +266,7 @@ class _RuleTracer(fx.Tracer):
 
     def _trailing(self, dim: Any, name: str) -> int:
         given: list[int] = [dim] if isinstance(dim, int) else list(dim)
-        dims = [d if d < 0 else d - len(self._known_shape()) for d in given]
+        dims = [d if d < 0 else d - len(self._known_sizes()) for d in given]
         if not dims or sorted(dims) != list(range(-len(dims), 0)):
             raise self.refusal(
                 "the trailing axes, such as dim=-1 or dim=(-2, -1)",
@@ -325,23 +326,31 @@ class _RuleTracer(fx.Tracer):
 
     def shape_of(self, proxy: RuleProxy) -> torch.Size:
         """The declared shape; a scalar has none."""
+        sizes = self._sizes_of(proxy)
+        if None in sizes:
+            raise self._shape_needed()
+        return torch.Size([size for size in sizes if size is not None])
+
+    def ndim_of(self, proxy: RuleProxy) -> int:
+        """The declared number of axes; a scalar has none."""
+        return len(self._sizes_of(proxy))
+
+    def _sizes_of(self, proxy: RuleProxy) -> tuple[int | None, ...]:
         if space_of(proxy.node) == Space.SCALAR:
-            return torch.Size(())
+            return ()
         if space_of(proxy.node) == Space.ROW:
             raise self.refusal("a tensor", "the shape of a row", "Use var.shape.")
-        return self._known_shape()
+        return self._known_sizes()
 
-    def _known_shape(self) -> torch.Size:
+    def _known_sizes(self) -> tuple[int | None, ...]:
         if self._shape is None:
-            raise ShapeNeededError(
-                message(
-                    f"rule {self.rule.name}",
-                    "the variable's shape",
-                    "none",
-                    "Give `shape` to the kernel key: the rule reads it.",
-                )
-            )
+            raise self._shape_needed()
         return self._shape
+
+    def _shape_needed(self) -> ShapeNeededError:
+        action = "Give `shape` to the kernel key: the rule reads it."
+        where = f"rule {self.rule.name}"
+        return ShapeNeededError(message(where, "the variable's shape", "none", action))
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Refuse a branch on a value (torch.fx calls this)."""

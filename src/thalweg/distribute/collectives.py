@@ -272,6 +272,27 @@ def all_gather(tensor: Tensor, axis: int = 0, group: Group = None) -> Tensor:
     return gathered.movedim(0, axis)
 
 
+def join_totals(totals: Tensor, is_maximum: Tensor, group: Group = None) -> Tensor:
+    """Reduce partial results of all ranks, sums and maxima in one message.
+
+    They are gathered, and joined in rank order on every rank: unlike an all-reduce
+    this gives every rank the same bits, and a NaN is the largest number.
+
+    Args:
+        totals: shape (n, k), the same on every rank.
+        is_maximum: shape (k,), bool: which columns are joined by a maximum.
+        group: a process group; the whole world by default.
+
+    Returns:
+        Tensor: a new tensor of that shape; the argument with one process.
+    """
+    ranks = world_size(group)
+    if ranks == 1:
+        return totals
+    gathered = all_gather_padded(totals.unsqueeze(0), [1] * ranks, group)
+    return torch.where(is_maximum, gathered.amax(0), gathered.sum(0))
+
+
 def check_axis(where: str, tensor: Tensor, axis: int, action: str) -> None:
     """Refuse a tensor that lacks an axis.
 

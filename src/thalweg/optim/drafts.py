@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from thalweg.distribute import is_distributed, local_tensor
+from thalweg.distribute import local_tensor
 from thalweg.distribute.row_shards import sharded_rows
+from thalweg.distribute.shards import whole_of
 from thalweg.errors import describe, message
 from thalweg.optim.counters import Counters
+from thalweg.optim.described import Described
 from thalweg.optim.formula import Formula, Slot
 from thalweg.state import name_of
 from thalweg.step import Member
-
-if TYPE_CHECKING:
-    from thalweg.optim.optimizer import DropIn
 
 __all__ = ["Draft"]
 
@@ -42,7 +41,7 @@ class Draft:
     state: dict[str, Any]
     is_new: bool = False
 
-    def complete(self, optimizer: DropIn, counters: Counters) -> None:
+    def complete(self, optimizer: Described, counters: Counters) -> None:
         """Add missing slots and counters.
 
         What follows from an option, such as the learning rate, is set anew as long as
@@ -69,7 +68,7 @@ class Draft:
     def _number(self, initial: float | str) -> float:
         return float(self.group[initial] if isinstance(initial, str) else initial)
 
-    def _new_slot(self, optimizer: DropIn, slot: Slot) -> torch.Tensor:
+    def _new_slot(self, optimizer: Described, slot: Slot) -> torch.Tensor:
         parameter = self.parameter.detach()
         dtype = optimizer._options.dtype_of(slot.key, parameter.dtype)
         if slot.initial == "var":
@@ -83,7 +82,7 @@ class Draft:
             return rows.fill_(value)
         return torch.full_like(parameter, value, dtype=dtype)
 
-    def commit(self, optimizer: DropIn) -> None:
+    def commit(self, optimizer: Described) -> None:
         """Put the state in force."""
         if self.state:
             optimizer.state[self.parameter].update(self.state)
@@ -95,9 +94,15 @@ class Draft:
         a step makes slots, and neither counts nor changes anything.
         """
         rate, slots = self.group.get("lr"), self.formula.all_slots
-        return rate == 0 and (self.is_new or not slots) and not bool(gradient.any())
+        if rate != 0 or (slots and not self.is_new):
+            return False
+        has_any, whole = gradient.any(), whole_of(self.parameter)
+        if whole is not None:  # ranks must agree, and one may have no element
+            largest = torch.ones(1, dtype=torch.bool, device=gradient.device)
+            has_any = whole.join(has_any.double().reshape(1, 1), largest)
+        return not bool(has_any)
 
-    def member(self, optimizer: DropIn, setting: int) -> Member:
+    def member(self, optimizer: Described, setting: int) -> Member:
         """The parameter and its slots, as a plan takes them.
 
         Args:
@@ -106,18 +111,8 @@ class Draft:
 
         Raises:
             ValueError: If a slot has another shape than it must.
-            NotImplementedError: If the rule reads a whole parameter, which is sharded.
         """
         where, parameter = type(optimizer).__name__, self.parameter
-        if optimizer.needs_all_rows and is_distributed(parameter):
-            raise NotImplementedError(
-                message(
-                    f"{where}: {name_of(parameter, 'a parameter')}",
-                    "a whole parameter, whose norm the formula reads",
-                    "a sharded one",
-                    "Shard other parameters, or use AdamW.",
-                )
-            )
         slots = self.formula.all_slots
         for slot in slots:
             self._check_slot(where, slot)
@@ -128,6 +123,7 @@ class Draft:
             tuple(local_tensor(t) for t in tensors),
             layouts if "row" in layouts else (),
             setting,
+            whole=whole_of(parameter),
         )
 
     def _check_slot(self, where: str, slot: Slot) -> None:

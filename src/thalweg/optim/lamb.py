@@ -22,8 +22,8 @@ class LAMB(DropIn):
     """Adam's direction, scaled to the norm of the whole parameter.
 
     Formula: `thalweg.rules.lamb`, after `thalweg.rules.decoupled_weight_decay`. The
-    norms need every row and the whole parameter: sparse gradients are taken as dense,
-    sharded parameters are refused.
+    norms need every row of the whole parameter: sparse gradients are taken as dense,
+    and the ranks of a sharded one exchange two numbers for each parameter in a step.
 
     Args:
         params: Parameters, groups, (name, parameter) pairs, or a module.

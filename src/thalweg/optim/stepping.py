@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from thalweg.distribute import local_tensor
+from thalweg.optim.described import Described
 from thalweg.optim.drafts import Draft
 from thalweg.optim.gradients import Resolved, resolve
 from thalweg.optim.options import NO_TRANSFORMS
@@ -21,9 +22,6 @@ from thalweg.optim.roster import (
     parameters_of_groups,
 )
 from thalweg.step import Plan, RowUpdate, launch_row_updates
-
-if TYPE_CHECKING:
-    from thalweg.optim.optimizer import DropIn
 
 __all__ = ["Stepper"]
 
@@ -39,7 +37,7 @@ class Stepper:
         self._replays: dict[Any, Replay] = {}
         self._last: Replay | None = None
 
-    def run(self, optimizer: DropIn) -> bool:
+    def run(self, optimizer: Described) -> bool:
         """Take a step.
 
         Args:
@@ -78,7 +76,7 @@ class Stepper:
             return None
         return Resolved(None, gradients, (), last.transforms, is_recognized=True)
 
-    def _take(self, optimizer: DropIn, roster: Roster, step: Resolved) -> bool:
+    def _take(self, optimizer: Described, roster: Roster, step: Resolved) -> bool:
         """Replay or prepare the step; say whether it was taken."""
         settings = optimizer.settings()
         choices = tuple([chosen for _, chosen in settings])
@@ -147,7 +145,7 @@ def _launch(replay: Replay, step: Resolved, values: Mapping[str, np.ndarray]) ->
 
 @torch.no_grad()
 def _drafts(
-    optimizer: DropIn,
+    optimizer: Described,
     roster: Roster,
     step: Resolved,
     choices: Sequence[tuple[Any, ...]],
@@ -169,7 +167,7 @@ def _drafts(
     return drafts
 
 
-def _is_probe(optimizer: DropIn, drafts: Sequence[Draft], step: Resolved) -> bool:
+def _is_probe(optimizer: Described, drafts: Sequence[Draft], step: Resolved) -> bool:
     """Make slots and take no step, if that is what the caller is after."""
     is_probe = not step.rows and all(
         draft.is_probe(gradient)
@@ -184,7 +182,7 @@ def _is_probe(optimizer: DropIn, drafts: Sequence[Draft], step: Resolved) -> boo
 
 @torch.no_grad()
 def _prepare(
-    optimizer: DropIn, roster: Roster, drafts: Sequence[Draft], step: Resolved
+    optimizer: Described, roster: Roster, drafts: Sequence[Draft], step: Resolved
 ) -> Replay:
     """Check everything, make a plan, and put new state in force."""
     positions = np.array([draft.position for draft in drafts])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-__all__ = ["clip_by_value", "squared_norm"]
+__all__ = ["clip_by_value", "clip_scale", "squared_norm"]
 
 
 def clip_by_value(grad: Tensor, *, clipvalue: float) -> Tensor:
@@ -64,3 +66,54 @@ def squared_norm(
     if is_clipped:
         grad = clip_by_value(grad, clipvalue=clipvalue)
     return var, torch.sum(grad * grad)
+
+
+def clip_scale(
+    var: Tensor,
+    grad: Tensor,
+    *,
+    unscale: float,
+    clipnorm: float,
+    global_clipnorm: float,
+    is_own: bool,
+    is_common: bool,
+) -> Tensor:
+    """What each gradient is multiplied by: unscaled, clipped alone, then with all.
+
+        norm = ‖grad‖ · unscale
+        own = clipnorm / max(norm, clipnorm)
+        common = global_clipnorm / max(√Σ (norm · own)², global_clipnorm)
+        scale = own · common · unscale
+
+    A norm of all that is infinite gives NaN, as in TensorFlow.
+
+    Args:
+        var: Shape (gradients,). Replaced.
+        grad: Shape (gradients,): the squared norms.
+        unscale: What gradients are multiplied by before they are clipped.
+        clipnorm: Largest norm of each gradient, if ``is_own``.
+        global_clipnorm: Largest norm of all of them together, if ``is_common``.
+        is_own: Whether each gradient is clipped.
+        is_common: Whether all of them together are.
+
+    Returns:
+        Factors of the shape of ``var``.
+
+    Example:
+        >>> clip_scale(torch.zeros(2), torch.tensor([9.0, 16.0]), unscale=1.0,
+        ...     clipnorm=0.0, global_clipnorm=2.5, is_own=False, is_common=True)
+        tensor([0.5000, 0.5000])
+
+    Source:
+        Keras 2.6, ``clipnorm`` and ``global_clipnorm`` of every optimizer; Pascanu,
+        Mikolov and Bengio, ICML 2013.
+    """
+    scale = torch.ones_like(var)
+    squared = grad * (unscale * unscale)
+    if is_own:
+        scale = clipnorm / torch.clamp(torch.sqrt(squared), min=clipnorm)
+    if is_common:
+        norm = torch.sqrt(torch.sum(squared * scale * scale))
+        common = global_clipnorm / torch.clamp(norm, min=global_clipnorm)
+        scale = scale * torch.where(torch.isfinite(norm), common, math.nan)
+    return scale * unscale

@@ -13,7 +13,6 @@ from thalweg.step.compose import (
 )
 from thalweg.step.group import Member
 from thalweg.step.launch import launch_dense, launch_rows
-from thalweg.step.norms import clip_scales
 from thalweg.step.plan import Plan
 from thalweg.step.recognition import Recognition
 from thalweg.step.rows import RowMode, RowUpdate, launch_row_updates
@@ -36,7 +35,6 @@ __all__ = [
     "RowUpdate",
     "Transforms",
     "bind_rule",
-    "clip_scales",
     "inside_step",
     "launch_dense",
     "launch_row_updates",

@@ -7,7 +7,9 @@ one of its own count, which it then increments. Any callable works, with its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -17,12 +19,21 @@ from thalweg.compiler.triton_tables import is_capturing
 from thalweg.errors import message
 from thalweg.step.compose import STEP
 
-__all__ = ["DeviceClock", "NumbersOf"]
+__all__ = ["DeviceClock", "NumbersOf", "clock_in_force"]
 
 NumbersOf = Callable[[int], Sequence[float]]
 """From the number of applied steps to one number for each setting."""
 
 _HORIZON = 100_000
+_SOON = 4096
+"""Steps for which numbers are kept while no capture is near: they take time to make."""
+
+_in_force: ContextVar[DeviceClock | None] = ContextVar("device_clock", default=None)
+
+
+def clock_in_force() -> DeviceClock | None:
+    """The clock of the step under way, for updates of rows beside its plan."""
+    return _in_force.get()
 
 
 class DeviceClock:
@@ -33,16 +44,29 @@ class DeviceClock:
     are taken, the device counts: what `begin` returned is written into the scalar
     tables, and the host's count is out of date until it is read back.
 
+    Numbers for many steps take the host a while. They are made where the device counts,
+    and as soon as a step runs on a stream of its own, as torch asks for before a
+    capture; a loop that is never captured goes without.
+
     Attributes:
         iterations: Shape (), int64, on the device.
         is_ahead: Whether the device counts, so that the host must `read`.
+        decides: Whether the device decides which steps are taken.
+        is_captured: Whether a captured step reads what is here.
+        is_over: Whether a step has ended since this was last set to False.
+        scalars: What `begin` returned, until the step is over.
+        applies: Shape (), bool, on the device: whether the step under way is taken;
+            None if it is in any case. A step sets it before anything is written.
+        was_applied: The same of the step before.
+        has_rows_left: Whether rows were updated since the last step by other means
+            than kernels of the device, which know neither `scalars` nor `applies`.
 
     Args:
         device: Where the count is.
-        iterations: Steps applied so far.
+        iterations: Steps applied so far; or a count on the device, to go on with.
         num_settings: Rows of hyperparameters.
         varying: For each hyperparameter that changes from step to step its numbers.
-        decides: Whether the device decides which steps are taken.
+        decides: Whether the device decides which steps are taken; it counts then.
         horizon: Steps for which numbers are kept. Replays that go further without a
             call of `follow` or `read` in between find those of the last one.
 
@@ -60,15 +84,24 @@ class DeviceClock:
     def __init__(
         self,
         device: torch.device,
-        iterations: int,
+        iterations: int | Tensor,
         num_settings: int,
         varying: Mapping[str, NumbersOf],
         *,
         decides: bool = False,
         horizon: int = _HORIZON,
     ) -> None:
-        self.is_ahead = decides
-        self.iterations = torch.full((), iterations, dtype=torch.int64, device=device)
+        self.decides = decides
+        self.is_ahead = decides or isinstance(iterations, Tensor)
+        self.is_captured = self.is_over = False
+        self.scalars: Mapping[str, Tensor] = {}
+        self.applies: Tensor | None = None
+        self.was_applied: Tensor | None = None
+        self.has_rows_left = False
+        first = int(iterations)
+        if not isinstance(iterations, Tensor):
+            iterations = torch.full((), first, dtype=torch.int64, device=device)
+        self.iterations = iterations
         self._num_settings = num_settings
         self._varying = dict(varying)
         self._horizon = horizon
@@ -78,9 +111,19 @@ class DeviceClock:
             for name in varying
         }
         self._first = torch.zeros_like(self.iterations)
-        self._at_most = iterations
-        self._end = 0
-        self._fill(iterations)
+        self._at_most = first
+        self._start = self._end = 0
+        self._is_near_capture = _may_be_captured(device)
+        if self._is_near_capture or self.is_ahead:
+            self._fill(first)
+
+    @property
+    def at_most(self) -> int:
+        """Applied steps as the host knows them: more than there are if some were not.
+
+        Replays are not among them.
+        """
+        return self._at_most
 
     def begin(self, iterations: int) -> dict[str, Tensor]:
         """Start a step, eager or captured.
@@ -95,47 +138,98 @@ class DeviceClock:
 
         Raises:
             RuntimeError: If the first captured step follows a change of the host's
-                count, which the device has not seen.
+                count, which the device has not seen, or comes without a step on a
+                stream of its own before it.
         """
-        if is_capturing(self.iterations.device) and not self.is_ahead:
-            self._refuse_unseen(iterations)
-            self.is_ahead = True
+        if is_capturing(self.iterations.device):
+            self._refuse_unseen(self._at_most if self.is_ahead else iterations)
+            self.is_ahead = self.is_captured = True
+        elif not self._is_near_capture and _may_be_captured(self.iterations.device):
+            self._is_near_capture = True
+            self._fill(int(self.iterations) if self.is_ahead else iterations)
         if self.is_ahead:
-            return self.columns()
-        self._at_most = iterations
-        return {}
+            self.scalars = self.columns()
+        else:
+            self._at_most = iterations
+        return dict(self.scalars)
 
     def finish(self, applies: Tensor | None = None) -> None:
         """End a step: count it.
 
         Args:
-            applies: Shape (), bool, on the device: whether it was taken; it was if
-                None.
+            applies: Shape (), bool, on the device: whether it was taken; by default
+                what was set as `applies`, and it was if that is None.
         """
+        self.was_applied = self.applies if applies is None else applies
+        self.is_over = True
         if self.is_ahead:
-            self.advance(applies)
+            self.advance(self.was_applied)
         else:
             self.follow(self._at_most + 1)
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Forget the step under way, which was left out or has failed."""
+        self.scalars, self.applies = {}, None
+
+    def run(self, update_rows: Callable[[], None], iterations: int) -> None:
+        """Take a step that updates rows only.
+
+        Args:
+            update_rows: Updates them.
+            iterations: The host's count of applied steps.
+        """
+        self.begin(iterations)
+        try:
+            with self.in_force():
+                update_rows()
+            self.finish()
+        finally:
+            self.cancel()
+
+    def allows_rest(self) -> bool:
+        """Whether what no kernel of the device does may be done in this step.
+
+        Waits for the device where that decides.
+        """
+        self.has_rows_left = True
+        return self.applies is None or bool(self.applies)
+
+    @contextmanager
+    def in_force(self) -> Generator[None]:
+        """In this scope updates of rows take what `begin` and `applies` say."""
+        token = _in_force.set(self)
+        try:
+            yield
+        finally:
+            _in_force.reset(token)
 
     def _refuse_unseen(self, iterations: int) -> None:
-        if iterations != self._at_most:
-            raise RuntimeError(
-                message(
-                    "capture of a step",
-                    f"a step before it, after iterations became {iterations}",
-                    f"the device at {self._at_most}",
-                    "Take a step outside the capture first, as for any CUDA graph.",
-                )
+        if iterations == self._at_most and (self._is_near_capture or not self._varying):
+            return
+        seen = f"the device at {self._at_most}"
+        raise RuntimeError(
+            message(
+                "capture of a step",
+                f"a step before it, after iterations became {iterations}, on a "
+                "stream of its own",
+                seen if iterations != self._at_most else "none",
+                "Take a few steps outside the capture, inside "
+                "torch.cuda.stream(torch.cuda.Stream()), as for any CUDA graph.",
             )
+        )
 
     def _fill(self, first: int) -> None:
         """Tables from a step on, at the addresses that captured steps know."""
-        steps = range(first, first + self._horizon)
+        length = self._horizon if self._is_near_capture else _SOON
+        length = min(length, self._horizon)
         for name, numbers_of in self._varying.items():
+            steps = range(first, first + length)
             rows = np.array([numbers_of(step) for step in steps], dtype=np.float64)
-            self._tables[name].copy_(torch.as_tensor(rows))
+            self._tables[name][:length].copy_(torch.as_tensor(rows))
+            self._tables[name][length:] = self._tables[name][length - 1].clone()
         self._first.fill_(first)
-        self._end = first + self._horizon
+        self._start, self._end = first, first + length
 
     def follow(self, iterations: int) -> None:
         """Take over the host's count; not within a capture.
@@ -144,7 +238,9 @@ class DeviceClock:
             iterations: Steps applied so far.
         """
         # A capture may begin at any step, so half of the numbers are always left.
-        if not self._end - self._horizon <= iterations < self._end - self._horizon // 2:
+        middle = (self._start + self._end + 1) // 2
+        is_needed = self.is_ahead or self._is_near_capture
+        if is_needed and not self._start <= iterations < middle:
             self._fill(iterations)
         self.iterations.fill_(iterations)
         self._at_most = iterations
@@ -171,7 +267,7 @@ class DeviceClock:
         if is_capturing(self.iterations.device):
             return
         self._at_most += 1
-        if self._at_most >= self._end:
+        if self._varying and self._at_most >= self._end:
             self.read()
 
     def read(self) -> int:
@@ -183,3 +279,10 @@ class DeviceClock:
         iterations = int(self.iterations)
         self.follow(iterations)
         return iterations
+
+
+def _may_be_captured(device: torch.device) -> bool:
+    """Whether a capture may follow: torch asks for steps on a side stream before."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.current_stream(device) != torch.cuda.default_stream(device)

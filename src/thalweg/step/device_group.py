@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from thalweg.compiler import APPLY, KernelKey, reads_shape
+from thalweg.compiler import APPLY, KernelKey
 from thalweg.step.compose import GRADIENT_SCALE
 from thalweg.step.device_kernel import DeviceKernel, DeviceLaunch, has_device_kernels
 from thalweg.step.group import Group, Member
@@ -51,6 +51,11 @@ class DeviceGroup(Group):
         self._first = torch.as_tensor(self._order[first]).to(device)
         self._row_settings = torch.as_tensor(self._settings).to(device)
         self._bound = cast("DeviceLaunch", cast("object", self._launch))
+
+    @override
+    def _table(self) -> Tensor:
+        launch = cast("DeviceLaunch", cast("object", self._launch))
+        return launch.scalars
 
     @override
     def write_scales(self, scales: np.ndarray | Tensor) -> None:
@@ -118,8 +123,7 @@ def device_groups(
     for i, member in enumerate(members):
         device = member.var.device
         if has_device_kernels(device):
-            with_shape = reads_shape(member.rule, member.flags, member.layouts)
-            key = member.key(gradients[i].dtype, with_shape=with_shape)
+            key = member.key(gradients[i].dtype)
             chosen.setdefault((key, device), []).append(i)
     return [
         DeviceGroup(key, [members[i] for i in places], places, owns_rows=owns_rows)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from thalweg.compiler import APPLY, KernelKey, Rule
 from thalweg.rules.clip import squared_norm
 from thalweg.step.device_kernel import DeviceKernel, DeviceLaunch
+from thalweg.step.norms import ClipFactors, clip_key
 
-__all__ = ["DeviceClip", "DeviceNorms", "clip_scale"]
+__all__ = ["DeviceClip", "DeviceNorms"]
 
 _RULE = Rule.of(squared_norm)
 _CLIPVALUE = "clipvalue"
@@ -97,56 +98,7 @@ class _Part:
         self._launch()
 
 
-def clip_scale(
-    var: Any,
-    grad: Any,
-    *,
-    unscale: Any,
-    clipnorm: Any,
-    global_clipnorm: Any,
-    is_own: bool,
-    is_common: bool,
-) -> Any:
-    """What each gradient is multiplied by: unscaled, clipped alone, then with all.
-
-        norm = ‖grad‖ · unscale
-        own = clipnorm / max(norm, clipnorm)
-        common = global_clipnorm / max(√Σ (norm · own)², global_clipnorm)
-        scale = own · common · unscale
-
-    A norm of all that is infinite gives NaN, as in TensorFlow.
-
-    Args:
-        var: Shape (gradients,). Replaced.
-        grad: Shape (gradients,): the squared norms.
-        unscale: What gradients are multiplied by before they are clipped.
-        clipnorm: Largest norm of each gradient, if ``is_own``.
-        global_clipnorm: Largest norm of all of them together, if ``is_common``.
-        is_own: Whether each gradient is clipped.
-        is_common: Whether all of them together are.
-
-    Returns:
-        Factors of the shape of ``var``.
-
-    Example:
-        >>> number = torch.tensor
-        >>> clip_scale(torch.zeros(2), number([9.0, 16.0]), unscale=number(1.0),
-        ...     clipnorm=None, global_clipnorm=number(2.5), is_own=False,
-        ...     is_common=True)
-        tensor([0.5000, 0.5000])
-    """
-    scale = torch.ones_like(var)
-    squared = grad * (unscale * unscale)
-    if is_own:
-        scale = clipnorm / torch.clamp(torch.sqrt(squared), min=clipnorm)
-    if is_common:
-        norm = torch.sqrt(torch.sum(squared * scale * scale))
-        common = global_clipnorm / torch.clamp(norm, min=global_clipnorm)
-        scale = scale * torch.where(torch.isfinite(norm), common, math.nan)
-    return scale * unscale
-
-
-class DeviceClip:
+class DeviceClip(ClipFactors):
     """Clip factors from squared norms, by one small kernel on the device.
 
     Args:
@@ -158,27 +110,12 @@ class DeviceClip:
     def __init__(
         self, squared: Tensor, clipnorm: float | None, global_clipnorm: float | None
     ) -> None:
-        flags = (
-            ("is_common", global_clipnorm is not None),
-            ("is_own", clipnorm is not None),
-        )
-        key = KernelKey(Rule.of(clip_scale), flags, (torch.float64,) * 2)
-        kernel = DeviceKernel(key, squared.device)
-        self._squared = squared  # kept alive: the kernel knows its address
-        self._scales = torch.ones_like(squared)
-        items = np.array([[0, 0, 0, squared.numel(), 0]], dtype=np.int64)
-        places = [self._scales.data_ptr(), squared.data_ptr()]
-        numbers = {
-            APPLY: 1.0,
-            "clipnorm": clipnorm or 0.0,
-            "global_clipnorm": global_clipnorm or 0.0,
-        }
-        row = [numbers.get(name, 0.0) for name in kernel.columns.names]
-        self._scalars, self._unscale = np.array([row]), kernel.columns.index["unscale"]
-        self._launch: DeviceLaunch = kernel.bind(
-            items, np.array([places], dtype=np.int64), self._scalars
-        )
+        # All that is asked of a kernel is its columns and `bind`.
+        kernel: Any = DeviceKernel(clip_key(clipnorm, global_clipnorm), squared.device)
+        super().__init__(kernel, squared, clipnorm, global_clipnorm)
+        self._bound = cast("DeviceLaunch", cast("object", self._launch))
 
+    @override
     def __call__(self, unscale: float | Tensor = 1.0) -> Tensor:
         """Compute the factors.
 
@@ -190,8 +127,6 @@ class DeviceClip:
             Shape (gradients,), float64, valid until the next call.
         """
         if isinstance(unscale, Tensor):
-            self._launch.columns[self._unscale] = unscale
-        else:
-            self._scalars[0, self._unscale] = unscale
-        self._launch()
-        return self._scales
+            self._bound.columns[self._unscale] = unscale
+            unscale = 1.0
+        return super().__call__(unscale)

@@ -27,6 +27,7 @@ from thalweg.compiler.triton_kernel import compile_triton
 from thalweg.compiler.triton_rows import DeviceRowTables
 from thalweg.errors import message
 from thalweg.state import IndexedSlices
+from thalweg.step.device_clock import clock_in_force
 from thalweg.step.device_kernel import DeviceLaunch, Mirror, has_device_kernels
 from thalweg.step.group import Member
 
@@ -173,6 +174,8 @@ def launch_device_rows(
 ) -> DeviceRows:
     """Update the rows that sparse gradients name, by one launch.
 
+    What the clock in force says holds for them, too; see `DeviceClock.in_force`.
+
     Args:
         key: The kernel, of mode "sum" or "sequence".
         members: Variables on one device, contiguous.
@@ -191,7 +194,11 @@ def launch_device_rows(
     rows = _launches.known.get(identity)
     if rows is None:
         rows = _launches.known[identity] = DeviceRows(*identity)
-    rows.run(members, slices, values)
+    clock = clock_in_force()
+    if clock is not None and clock.iterations.device == identity[2]:
+        rows.run(members, slices, values, clock.scalars, clock.applies)
+    else:
+        rows.run(members, slices, values)
     if check_indices:
         rows.check()
     return rows
@@ -249,7 +256,8 @@ def launch_on_devices(
     for (key, _), group in groups.items():
         members, slices = [u.member for u in group], [u.slices for u in group]
         launch_device_rows(key, members, slices, values, check_indices=check_indices)
-    return left
+    clock = clock_in_force()
+    return [] if clock is not None and left and not clock.allows_rest() else left
 
 
 def _has_kernel(update: Update) -> bool:

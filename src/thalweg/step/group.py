@@ -16,9 +16,15 @@ from thalweg.compiler import (
     Kernel,
     KernelKey,
     Rule,
+    shape_read,
 )
+from thalweg.compiler.interpret import program_of
+from thalweg.compiler.program import Program
+from thalweg.distribute.shards import Whole
+from thalweg.errors import message
 from thalweg.step.compose import GRADIENT_SCALE
 from thalweg.step.tensors import is_dense, same_order
+from thalweg.step.totals import TotalsJoin
 
 __all__ = ["Group", "Member"]
 
@@ -33,6 +39,7 @@ class Member:
         layouts: For each slot "like", "row" or "scalar".
         setting: Number of the row of hyperparameters that holds for it.
         flags: The rule's flags as sorted pairs; none for a rule of an optimizer.
+        whole: What the variable is a part of, if other ranks have other parts.
     """
 
     rule: Rule
@@ -40,21 +47,43 @@ class Member:
     layouts: tuple[str, ...]
     setting: int
     flags: tuple[tuple[str, bool], ...] = ()
+    whole: Whole | None = None
 
     @property
     def var(self) -> torch.Tensor:
         """The variable."""
         return self.tensors[0]
 
-    def key(self, gradient: torch.dtype, *, with_shape: bool) -> KernelKey:
-        """The kernel that updates it, given the gradient's dtype."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The global shape of the variable."""
+        return tuple(self.var.shape) if self.whole is None else self.whole.shape
+
+    @property
+    def reduces_whole(self) -> bool:
+        """Whether the rule reduces over the whole variable."""
+        return self._program().num_passes > 1
+
+    def key(self, gradient: torch.dtype, *, with_shape: bool = True) -> KernelKey:
+        """The kernel that updates it.
+
+        Args:
+            gradient: The gradient's dtype.
+            with_shape: Whether the key holds what the rule reads of the shape.
+        """
         return KernelKey(
             self.rule,
             self.flags,
             (*(t.dtype for t in self.tensors), gradient),
             layouts=self.layouts,
-            shape=tuple(self.var.shape) if with_shape else None,
+            shape=self._shape_read() if with_shape else None,
         )
+
+    def _shape_read(self) -> tuple[int | None, ...] | None:
+        return shape_read(self.rule, self.flags, self.layouts, self.shape)
+
+    def _program(self) -> Program:
+        return program_of(self.rule, self.flags, self.layouts, (), self._shape_read())
 
 
 class Group:
@@ -82,6 +111,9 @@ class Group:
         self.variables = [m.var for m in members]
         columns = kernel.columns
         has_rows = ROW_LENGTH in columns.index
+        for member in members:
+            if has_rows and member.whole is not None:
+                _check_rows(kernel, member)
         self._staged = [_Staged.of(m.tensors, has_rows=has_rows) for m in members]
         self._rows = _assign_rows(kernel, members, owns_rows=owns_rows)
         self._settings = np.array([members[i].setting for i, _ in self._rows])
@@ -95,6 +127,7 @@ class Group:
         self._seen: dict[str, np.ndarray] = {}
         self._read_pointers()
         self._launch = kernel.bind(self._items(), self._pointers, self._scalars)
+        self._join = self._totals_join()
         self._copies: dict[int, torch.Tensor] = {}
 
     # -- tables ---------------------------------------------------------------
@@ -110,12 +143,25 @@ class Group:
         return np.array(items, dtype=np.int64).reshape(-1, 5)
 
     def _fill_shape_columns(self, index: Mapping[str, int]) -> None:
-        for row, (member, _) in enumerate(self._rows):
-            var = self.members[member].var
+        for row, (number, _) in enumerate(self._rows):
+            member = self.members[number]
             if ROW_LENGTH in index:
-                self._scalars[row, index[ROW_LENGTH]] = _row_length(self.kernel, var)
+                length = _row_length(self.kernel, member.var)
+                self._scalars[row, index[ROW_LENGTH]] = length
             if NUM_ELEMENTS in index:
-                self._scalars[row, index[NUM_ELEMENTS]] = var.numel()
+                self._scalars[row, index[NUM_ELEMENTS]] = math.prod(member.shape)
+
+    def _totals_join(self) -> TotalsJoin | None:
+        """What makes totals of shards those of whole variables; usually nothing."""
+        wholes = [self.members[number].whole for number, _ in self._rows]
+        if self.kernel.num_passes == 1 or not any(wholes):
+            return None
+        totals, index = self.kernel.totals, self.kernel.columns.index
+        return TotalsJoin(totals, index, wholes, self._table())
+
+    def _table(self) -> torch.Tensor:
+        """The scalar table that the passes of the kernel work on."""
+        return torch.as_tensor(self._scalars)
 
     def _read_pointers(self) -> None:
         for i, (member, staged) in enumerate(
@@ -181,7 +227,7 @@ class Group:
         staged = [s for s in self._staged if s is not None]
         for copies in staged:
             copies.load()
-        self._launch(num_threads)
+        self._launch(num_threads, self._join)
         for copies in staged:
             copies.store()
 
@@ -226,14 +272,32 @@ def _assign_rows(
         if ROW_LENGTH in index:
             key.append(_row_length(kernel, member.var))
         if NUM_ELEMENTS in index:
-            key.append(member.var.numel())
+            key.append(math.prod(member.shape))
         if owns_rows or kernel.num_passes > 1 or "scalar" in member.layouts:
             key.append(i)
         rows.setdefault(tuple(key), (i, []))[1].append(i)
     return list(rows.values())
 
 
+def _first_axis(kernel: Kernel, var: torch.Tensor) -> int:
+    """Where a row begins: with the axes a rule reduces over, or with the second."""
+    return var.ndim - (kernel.row_axes or max(var.ndim - 1, 0))
+
+
 def _row_length(kernel: Kernel, var: torch.Tensor) -> int:
-    """Elements of a row: of the axes a rule reduces over, or of all but the first."""
-    axes = kernel.row_axes or max(var.ndim - 1, 0)
-    return math.prod(var.shape[var.ndim - axes :])
+    """Elements of a row."""
+    return math.prod(var.shape[_first_axis(kernel, var) :])
+
+
+def _check_rows(kernel: Kernel, member: Member) -> None:
+    """Refuse a shard that holds parts of rows, which the rule reads as one."""
+    first = _first_axis(kernel, member.var)
+    if member.whole is not None and any(axis >= first for axis in member.whole.cut):
+        raise ValueError(
+            message(
+                f"rule {kernel.key.rule.name}",
+                "variables that are cut between rows",
+                f"one of shape {member.shape} cut along {sorted(member.whole.cut)}",
+                f"Shard it along an axis before axis {first}.",
+            )
+        )

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from thalweg.compiler import APPLY, Kernel, KernelKey, Rule, compile_rules
-from thalweg.rules.clip import squared_norm
+from thalweg.rules.clip import clip_scale, squared_norm
 
-__all__ = ["SquaredNorms", "clip_scales"]
+__all__ = ["ClipFactors", "HostClip", "SquaredNorms", "clip_key"]
 
 _RULE = Rule.of(squared_norm)
 _CLIPVALUE = "clipvalue"
@@ -88,29 +88,93 @@ class _Part:
         self._launch(num_threads)
 
 
-def clip_scales(
-    squared: np.ndarray, clipnorm: float | None, global_clipnorm: float | None
-) -> np.ndarray:
-    """What each gradient is multiplied by: first its own clip, then the common one.
+def clip_key(clipnorm: float | None, global_clipnorm: float | None) -> KernelKey:
+    """The kernel that makes clip factors, of the clips that are given."""
+    flags = (
+        ("is_common", global_clipnorm is not None),
+        ("is_own", clipnorm is not None),
+    )
+    return KernelKey(Rule.of(clip_scale), flags, (torch.float64,) * 2)
+
+
+class ClipFactors:
+    """Clip factors from squared norms, by one small kernel.
 
     Args:
-        squared: Squared norm of each gradient.
+        kernel: That of `clip_key`, where the norms are.
+        squared: Shape (gradients,), float64: where the squared norms will be.
+        clipnorm: Largest norm of each gradient, or None.
+        global_clipnorm: Largest norm of all of them together, or None.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        squared: torch.Tensor,
+        clipnorm: float | None,
+        global_clipnorm: float | None,
+    ) -> None:
+        self._squared = squared  # kept alive: the kernel knows its address
+        self._scales = torch.ones_like(squared)
+        items = np.array([[0, 0, 0, squared.numel(), 0]], dtype=np.int64)
+        places = [self._scales.data_ptr(), squared.data_ptr()]
+        self._pointers = np.array([places], dtype=np.int64)
+        numbers = {
+            APPLY: 1.0,
+            "clipnorm": clipnorm or 0.0,
+            "global_clipnorm": global_clipnorm or 0.0,
+        }
+        row = [numbers.get(name, 0.0) for name in kernel.columns.names]
+        self._scalars, self._unscale = np.array([row]), kernel.columns.index["unscale"]
+        self._items = items
+        self._launch = kernel.bind(items, self._pointers, self._scalars)
+
+    def __call__(self, unscale: float = 1.0) -> torch.Tensor:
+        """Compute the factors.
+
+        Args:
+            unscale: What gradients are multiplied by before they are clipped.
+
+        Returns:
+            Shape (gradients,), float64, valid until the next call.
+        """
+        self._scalars[0, self._unscale] = unscale
+        self._launch(1)
+        return self._scales
+
+
+class HostClip(ClipFactors):
+    """Clip factors of gradients on the CPU.
+
+    Args:
+        count: Number of gradients.
         clipnorm: Largest norm of each gradient, or None.
         global_clipnorm: Largest norm of all of them together, or None.
 
-    Returns:
-        A float64 array with a factor <= 1 for each gradient.
-
     Example:
-        >>> clip_scales(np.array([9.0, 16.0]), None, 2.5).tolist()
+        >>> HostClip(2, None, 2.5).of(np.array([9.0, 16.0])).tolist()
         [0.5, 0.5]
     """
-    scales = np.ones_like(squared)
-    with np.errstate(all="ignore"):  # an infinite norm gives NaN, as in TensorFlow
-        if clipnorm is not None:
-            scales = clipnorm / np.maximum(np.sqrt(squared), clipnorm)
-        if global_clipnorm is not None:
-            norm = np.sqrt(np.sum(squared * scales * scales))
-            common = global_clipnorm / np.maximum(norm, global_clipnorm)
-            scales = scales * (common if np.isfinite(norm) else np.nan)
-    return scales
+
+    def __init__(
+        self, count: int, clipnorm: float | None, global_clipnorm: float | None
+    ) -> None:
+        (kernel,) = compile_rules([clip_key(clipnorm, global_clipnorm)])
+        self._norms = np.zeros(count, dtype=np.float64)
+        norms = torch.as_tensor(self._norms)
+        super().__init__(kernel, norms, clipnorm, global_clipnorm)
+        self._factors: np.ndarray = self._scales.numpy()
+
+    def of(self, squared: np.ndarray, unscale: float = 1.0) -> np.ndarray:
+        """Compute the factors.
+
+        Args:
+            squared: Squared norm of each gradient, before it is unscaled.
+            unscale: What gradients are multiplied by before they are clipped.
+
+        Returns:
+            A float64 array with a factor for each gradient, valid until the next call.
+        """
+        self._norms[:] = squared
+        self(unscale)
+        return self._factors

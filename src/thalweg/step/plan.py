@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from thalweg.compiler import Kernel, KernelKey, compile_rules, interpret, reads_shape
+from thalweg.compiler import Kernel, KernelKey, compile_rules, interpret
 from thalweg.errors import message
+from thalweg.state import name_of
 from thalweg.step.bulk import Addresses, Places, Writes
+from thalweg.step.compose import STEP
+from thalweg.step.device_clock import DeviceClock
 from thalweg.step.device_fold import DeviceFold
 from thalweg.step.device_group import DeviceGroup, device_groups
 from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.group import Group, Member
-from thalweg.step.norms import SquaredNorms
+from thalweg.step.norms import HostClip, SquaredNorms
 from thalweg.step.recognition import Recognition
 from thalweg.step.tensors import check_readable, check_writable, is_dense
 
@@ -43,6 +46,7 @@ class Plan:
     Attributes:
         variables: The variables, in the order of the gradients.
         recognition: Tells quickly whether a step is like the one before.
+        clock: Counts steps on the device that all variables are on, if it is given.
 
     Making it checks every tensor, compiles what is missing and fills the tables;
     nothing is written. A later step over the same variables only writes pointers
@@ -69,6 +73,7 @@ class Plan:
     ) -> None:
         _check_tensors(where, members, gradients)
         self.variables = [m.var for m in members]
+        self.clock: DeviceClock | None = None
         self._places = Places(self.variables)
         self._addresses = Addresses(len(self.variables))
         self._shapes = [v.shape for v in self.variables]
@@ -87,7 +92,10 @@ class Plan:
         self._lie_plain = self._are_plain(gradients)
         self._loaded: Loaded = (), {}
         self._norms: dict[bool, SquaredNorms] = {}
+        self._clips: dict[object, HostClip] = {}
         self._interpreted = [(i, m) for i, m in enumerate(members) if not has_kernel[i]]
+        for _, member in self._interpreted:
+            _check_whole(where, member)
         self._written = Writes(
             t for i, m in enumerate(members) if has_kernel[i] for t in m.tensors
         )
@@ -166,6 +174,16 @@ class Plan:
                 group.gather_gradients(gradients)
         for group in self._groups:
             group.write_scalars(values)
+        if self.clock is not None:
+            self._begin(self.clock, values)
+
+    def _begin(self, clock: DeviceClock, values: Mapping[str, np.ndarray]) -> None:
+        """Let numbers of the device take the place of the host's."""
+        clock.has_rows_left = False
+        scalars = clock.begin(int(values[STEP][0]) - 1)
+        for group in self._groups:
+            if scalars and isinstance(group, DeviceGroup):
+                group.write_device_scalars(scalars)
 
     def squared_norms(self, clipvalue: float | None) -> np.ndarray:
         """The squared norms of the gradients that were loaded; reads memory once.
@@ -185,6 +203,19 @@ class Plan:
             group.read_gradients(addresses)
         norms = self._norms[is_clipped]
         return norms(addresses, clipvalue, torch.get_num_threads())
+
+    def clip_scales(
+        self,
+        squared: np.ndarray,
+        unscale: float,
+        clipnorm: float | None,
+        common: float | None,
+    ) -> np.ndarray:
+        """What each gradient is multiplied by, given the squared norms of all."""
+        key = clipnorm, common
+        if key not in self._clips:
+            self._clips[key] = HostClip(len(squared), clipnorm, common)
+        return self._clips[key].of(squared, unscale)
 
     @property
     def is_on_device(self) -> bool:
@@ -214,7 +245,7 @@ class Plan:
             )
         return self._folds[key]
 
-    def write_apply(self, applies: torch.Tensor) -> None:
+    def _write_apply(self, applies: torch.Tensor) -> None:
         """Let the device decide whether the next launches change anything."""
         for group in self._groups:
             if isinstance(group, DeviceGroup):
@@ -228,17 +259,23 @@ class Plan:
     def run(self) -> None:
         """Update all variables and slots with what was loaded."""
         gradients, values = self._loaded
-        num_threads = torch.get_num_threads()
+        clock, num_threads = self.clock, torch.get_num_threads()
+        if clock is not None and clock.applies is not None:
+            self._write_apply(clock.applies)
         for group in self._groups:
             group.run(num_threads)
         self._written.count()
         for position, member in self._interpreted:
             _interpret(member, gradients[position], values)
+        if clock is not None:
+            clock.finish()
         self.unload()
 
     def unload(self) -> None:
         """Forget the gradients, after a step or instead of it."""
         self._loaded, self.recognition.gradients = ((), {}), None
+        if self.clock is not None:
+            self.clock.cancel()
 
     @property
     def kernels(self) -> list[Kernel]:
@@ -285,14 +322,26 @@ def _groups(
     positions: dict[KernelKey, list[int]] = {}
     for i, member in enumerate(members):
         if on_cpu[i]:
-            with_shape = reads_shape(member.rule, (), member.layouts)
-            key = member.key(gradients[i].dtype, with_shape=with_shape)
-            positions.setdefault(key, []).append(i)
+            positions.setdefault(member.key(gradients[i].dtype), []).append(i)
     kernels = compile_rules(positions)
     return [
         Group(kernel, [members[i] for i in chosen], chosen, owns_rows=owns_rows)
         for kernel, chosen in zip(kernels, positions.values(), strict=True)
     ]
+
+
+def _check_whole(where: str, member: Member) -> None:
+    """Refuse a shard where nothing can ask other ranks between the passes."""
+    if member.whole is not None and member.reduces_whole:
+        raise NotImplementedError(
+            message(
+                f"{where}: {name_of(member.var, 'a variable')}",
+                "a whole variable, or a device with kernels: the rule "
+                f"{member.rule.name} reduces over all of it",
+                f"a shard on {member.var.device}",
+                "Install Triton there, or take a rule that reads single elements.",
+            )
+        )
 
 
 @torch.no_grad()

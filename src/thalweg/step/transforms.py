@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,6 @@ import torch
 from thalweg.errors import message
 from thalweg.state import name_of
 from thalweg.step.compose import CLIPVALUE, GRADIENT_SCALE, STEP
-from thalweg.step.norms import clip_scales
 from thalweg.step.plan import Plan
 
 __all__ = ["NonFinite", "Transforms", "refuse_nonfinite"]
@@ -77,7 +77,8 @@ class Transforms:
             before_run: Called when all checks are passed, before the first write.
 
         Returns:
-            False if the step was left out; nothing is written then.
+            False if the step was left out; nothing is written then. Where the plan's
+            clock decides, True: the device may have left it out.
 
         Raises:
             FloatingPointError: If ``nonfinite`` is ``"error"`` and a gradient has an
@@ -88,7 +89,8 @@ class Transforms:
             if not self._prepare(plan, gradients, unscale):
                 return False
             if before_run is not None:
-                before_run()
+                with nullcontext() if plan.clock is None else plan.clock.in_force():
+                    before_run()
             plan.run()
         finally:
             plan.unload()
@@ -111,14 +113,22 @@ class Transforms:
     def _fold_on_device(
         self, plan: Plan, gradients: Sequence[torch.Tensor], unscale: float
     ) -> bool:
-        """Check and clip there; only a check waits for the device."""
+        """Check and clip there; False to leave the step out.
+
+        A check waits for the device, unless the device decides what follows from it.
+        """
         fold = plan.device_fold(self.clipvalue, self.clipnorm, self.global_clipnorm)
         addresses, is_checked = plan.gradient_addresses(), self.nonfinite != "off"
-        if is_checked and not bool(fold.check(addresses, gradients)):
-            if self.nonfinite == "skip":
-                return False
-            pairs = zip(plan.variables, gradients, strict=True)
-            refuse_nonfinite([v for v, g in pairs if not bool(torch.isfinite(g).all())])
+        if is_checked:
+            applies, clock = fold.check(addresses, gradients), plan.clock
+            if clock is not None and clock.decides and self.nonfinite == "skip":
+                clock.applies = applies
+            elif not bool(applies):
+                if self.nonfinite == "skip":
+                    return False
+                pairs = zip(plan.variables, gradients, strict=True)
+                bad = [v for v, g in pairs if not bool(torch.isfinite(g).all())]
+                refuse_nonfinite(bad)
         if GRADIENT_SCALE in self.columns:
             plan.write_scales(
                 fold.scales(addresses, self.clipvalue, unscale, is_checked=is_checked)
@@ -137,7 +147,7 @@ class Transforms:
     def _checked_norms(
         self, plan: Plan, gradients: Sequence[torch.Tensor], unscale: float
     ) -> np.ndarray | None:
-        """The squared norms after clipping by value; None if the step is left out."""
+        """The squared norms, clipped by value alone; None if the step is left out."""
         squared = np.ones(len(gradients))
         if self.nonfinite != "off":
             squared = plan.squared_norms(None)
@@ -152,12 +162,12 @@ class Transforms:
         if self._has_norm and clips_first:
             bound = None if self.clipvalue is None else self.clipvalue / unscale
             squared = plan.squared_norms(bound)
-        return squared * (unscale * unscale)
+        return squared
 
     def _write_scales(self, plan: Plan, squared: np.ndarray, unscale: float) -> None:
         if GRADIENT_SCALE in self.columns:
-            scales = clip_scales(squared, self.clipnorm, self.global_clipnorm)
-            plan.write_scales(scales * unscale)
+            clips = self.clipnorm, self.global_clipnorm
+            plan.write_scales(plan.clip_scales(squared, unscale, *clips))
 
 
 def refuse_nonfinite(variables: Sequence[torch.Tensor]) -> None:

@@ -54,7 +54,7 @@ def examine() -> Iterator[Finding]:
     """
     yield Finding("versions", _versions())
     yield _compiler()
-    yield Finding("flags", " ".join(build._attempts()[0]))
+    yield Finding("flags", " ".join(build.flags_to_try()[0]))
     yield Finding("vector width", _vector_width())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     known = f" of {cores} cores" if cores else ""

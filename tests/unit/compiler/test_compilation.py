@@ -18,6 +18,7 @@ from thalweg.compiler import (
     compile_rules,
     kernel_source,
     reads_shape,
+    shape_read,
 )
 
 F = torch.float32
@@ -108,3 +109,32 @@ def test_whether_a_rule_reads_the_shape() -> None:
 
     assert reads_shape(Rule.of(reading), ())
     assert not reads_shape(Rule.of(descent), ())
+
+
+def of_axes(var: Any, grad: Any) -> Any:
+    return var - grad * var.ndim
+
+
+def of_sizes(var: Any, grad: Any) -> Any:
+    return var - grad / var.shape[0] if var.dim() == 2 else var
+
+
+def by_first_axes(var: Any, grad: Any) -> Any:
+    return var - torch.mean(grad, (1, 2), keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "shape", "expected"),
+    [
+        (descent, (3, 5), None),
+        (of_axes, (3, 5), (None, None)),
+        (of_axes, (), ()),
+        (of_sizes, (3, 5), (3, 5)),
+        (of_sizes, (3,), (None,)),
+        (by_first_axes, (2, 3, 4), (None,) * 3),
+    ],
+)
+def test_a_key_holds_what_the_rule_read_of_the_shape(
+    rule: Any, shape: tuple[int, ...], expected: Any
+) -> None:
+    assert shape_read(Rule.of(rule), (), (), shape) == expected

@@ -9,7 +9,7 @@ import torch
 
 from thalweg import schedules
 from thalweg.step import STEP
-from thalweg.step.device_clock import DeviceClock
+from thalweg.step.device_clock import DeviceClock, clock_in_force
 
 CPU = torch.device("cpu")
 
@@ -105,3 +105,90 @@ def test_the_device_counts_where_it_decides() -> None:
         assert STEP in clock.begin(0)
         clock.finish(torch.tensor(taken))
     assert clock.read() == 2
+
+
+def test_numbers_are_made_when_a_capture_is_near(
+    capture: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = [False]
+    name = "thalweg.step.device_clock._may_be_captured"
+    monkeypatch.setattr(name, lambda device: near[0])
+    asked: list[int] = []
+
+    def numbers(step: int) -> list[float]:
+        asked.append(step)
+        return [float(step)]
+
+    clock = DeviceClock(CPU, 0, 1, {"rate": numbers}, horizon=10)
+    for count in range(12):
+        assert clock.begin(count) == {}
+        clock.finish()
+    assert asked == []
+    capture(True)
+    with pytest.raises(RuntimeError, match=r"torch\.cuda\.Stream"):
+        clock.begin(12)
+    capture(False)
+    near[0] = True
+    clock.begin(12)
+    clock.finish()
+    assert asked == list(range(12, 22))
+    capture(True)
+    assert clock.begin(13)["rate"].item() == 13.0
+    assert clock.is_captured
+
+
+def test_a_clock_that_decides_has_few_numbers_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = "thalweg.step.device_clock"
+    monkeypatch.setattr(f"{module}._may_be_captured", lambda device: False)
+    monkeypatch.setattr(f"{module}._SOON", 4)
+    rates = {"rate": lambda n: [float(n)]}
+    clock = DeviceClock(CPU, 0, 1, rates, decides=True, horizon=10)
+    assert clock._tables["rate"].flatten().tolist() == [0, 1, 2, *[3] * 7]
+    for count in range(11):
+        assert clock.begin(0)["rate"].item() == count
+        clock.finish()
+
+
+def test_a_count_goes_on_in_another_clock() -> None:
+    first = DeviceClock(CPU, 3, 1, {}, decides=True)
+    second = DeviceClock(CPU, first.iterations, 1, {"rate": lambda n: [n / 2]})
+    assert second.is_ahead
+    assert not second.decides
+    assert second.begin(0)["rate"].item() == 1.5
+    second.finish()
+    assert first.iterations.item() == 4
+
+
+def test_rows_are_updated_in_a_step_of_the_clock() -> None:
+    clock = DeviceClock(CPU, 2, 1, {}, decides=True)
+    seen: list[object] = []
+
+    def update_rows() -> None:
+        assert clock_in_force() is clock
+        seen.append(clock.scalars[STEP].item())
+        clock.applies = torch.tensor(False)
+        assert not clock.allows_rest()
+
+    clock.run(update_rows, 0)
+    assert seen == [3.0]
+    assert clock_in_force() is None
+    assert clock.has_rows_left
+    assert clock.iterations.item() == 2
+    assert clock.applies is None
+    assert clock.was_applied is not None
+    assert not clock.was_applied
+
+
+def test_a_step_that_fails_is_forgotten() -> None:
+    clock = DeviceClock(CPU, 2, 1, {}, decides=True)
+
+    def fail() -> None:
+        clock.applies = torch.tensor(True)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        clock.run(fail, 0)
+    assert (clock.applies, clock.scalars) == (None, {})
+    assert clock.iterations.item() == 2

@@ -11,9 +11,8 @@ import torch
 
 from tests.codegen.bits import same_bits
 from tests.codegen.triton_runs import interpreting
-from thalweg.step import clip_scales
 from thalweg.step.device_fold import DeviceFold
-from thalweg.step.norms import SquaredNorms
+from thalweg.step.norms import HostClip, SquaredNorms
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +40,8 @@ def test_factors_are_those_of_the_host(
     scales = fold.scales(addresses, clipvalue, 0.25, is_checked=is_checked)
     bound = None if clipvalue is None else clipvalue / 0.25
     norms = SquaredNorms(gradients, is_clipped=clipvalue is not None)
-    squared = norms(addresses, bound, 1) * 0.0625
-    assert same_bits(scales, torch.as_tensor(clip_scales(squared, *clips) * 0.25))
+    expected = HostClip(2, *clips).of(norms(addresses, bound, 1), 0.25)
+    assert same_bits(scales, torch.as_tensor(expected))
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])

@@ -11,9 +11,8 @@ import torch
 
 from tests.codegen.bits import same_bits
 from tests.codegen.triton_runs import interpreting
-from thalweg.step import clip_scales
 from thalweg.step.device_norms import DeviceClip, DeviceNorms
-from thalweg.step.norms import SquaredNorms
+from thalweg.step.norms import HostClip, SquaredNorms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float32, torch.float64)
 
@@ -45,7 +44,9 @@ def test_norms_have_the_bits_of_the_cpu(clipvalue: float | None) -> None:
 def test_factors_are_those_of_the_cpu(clips: Any, norms: Any) -> None:
     squared = torch.tensor(norms, dtype=torch.float64)
     scales = DeviceClip(squared, *clips)()
-    assert same_bits(scales, torch.from_numpy(clip_scales(np.array(norms), *clips)))
+    assert same_bits(
+        scales, torch.from_numpy(HostClip(len(norms), *clips).of(np.array(norms)))
+    )
 
 
 def test_factors_unscale_first() -> None:

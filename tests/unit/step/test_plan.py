@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import thalweg as tw
-from thalweg.step import Plan
+from thalweg.compiler import Rule
+from thalweg.step import Member, Plan
 
 STEPS = 3
 
@@ -86,3 +87,21 @@ def test_the_plan_keeps_no_gradient(last: float) -> None:
     assert optimizer._plan is not None
     assert optimizer._plan.recognition.gradients is None
     assert optimizer._plan._loaded == ((), {})
+
+
+def by_axes(var: Any, grad: Any) -> Any:
+    return var - grad * var.ndim
+
+
+def test_variables_of_as_many_axes_share_a_kernel() -> None:
+    members = [
+        Member(Rule.of(by_axes), (torch.ones(shape),), (), 0)
+        for shape in ((2, 3), (4, 1), (5,), (3, 2))
+    ]
+    gradients = [torch.ones_like(member.var) for member in members]
+    plan = Plan("test", members, gradients)
+    assert len(plan.kernels) == 2
+    plan.load(gradients, {})
+    plan.run()
+    found = [float(member.var.flatten()[0]) for member in members]
+    assert found == [-1.0, -1.0, 0.0, -1.0]
