@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from thalweg.optimizers import (
         Flag,
         Hyper,
+        LossScaleOptimizer,
         Optimizer,
         OptimizerV2,
         Slot,
         State,
+        mixed_precision,
         scale,
     )
     from thalweg.raw_ops import raw_op
@@ -77,6 +79,7 @@ _NAMES = {
     "optimizers": (
         "Flag",
         "Hyper",
+        "LossScaleOptimizer",
         "Optimizer",
         "OptimizerV2",
         "Slot",
@@ -115,12 +118,14 @@ _MODULES = {
         module: f"thalweg.training.{module}"
         for module in ("callbacks", "data_adapter", "losses", "metrics")
     },
+    "mixed_precision": "thalweg.optimizers.mixed_precision",
 }
 _HOMES = {name: f"thalweg.{room}" for room, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Optimizer",
     "OptimizerV2",
+    "LossScaleOptimizer",
     "Hyper",
     "Flag",
     "Slot",
@@ -150,6 +155,7 @@ __all__ = [
     "losses",
     "interop",
     "metrics",
+    "mixed_precision",
     "optim",
     "optimizers",
     "raw_op",

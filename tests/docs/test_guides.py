@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["checkpoints.md", "raw-ops.md"])
+@pytest.mark.parametrize("page", ["accumulation.md", "checkpoints.md", "raw-ops.md"])
 def test_code_of_page(page: str) -> None:
     torch.compiler.reset()
     text = (DOCS / page).read_text(encoding="utf-8")

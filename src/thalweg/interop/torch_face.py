@@ -53,7 +53,7 @@ def as_torch(optimizer: Any, model: Any) -> TorchFace:
         The optimizer; ``wrapped`` is the one it was made of.
 
     Raises:
-        TypeError: If the optimizer is one of torch already.
+        TypeError: If the optimizer is one of torch already, or wrapped.
         ValueError: If a parameter is not floating, or the name is unknown.
 
     Example:
@@ -97,6 +97,15 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
                 )
             )
         self._wrapped = optimizers.get(optimizer)
+        if not isinstance(self._wrapped, optimizers.Optimizer):
+            raise TypeError(
+                message(
+                    "as_torch",
+                    "an optimizer that is not wrapped",
+                    describe(self._wrapped),
+                    "Show its inner_optimizer, and scale with torch.amp.GradScaler.",
+                )
+            )
         self._shown = numbers_shown(self._wrapped)
         self._overrides: list[dict[str, GroupNumber]] = []
         self._built: list[torch.Tensor] = []
@@ -227,7 +236,7 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
         shared = {STEP: owner.iterations, **owner.state_variables()}
         found: dict[Any, dict[str, Any]] = {p: dict(shared) for p in self._built}
         for variable, name, slot in owner.slot_variables():
-            if variable in found:
+            if variable in found and name not in owner.pending_slots:
                 found[variable][name] = slot
         self.state.clear()
         self.state.update(found)
@@ -271,7 +280,20 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
         Returns:
             ``{"state": {index: {key: tensor}}, "param_groups": [...]}``; groups made
             of named parameters have ``"param_names"``.
+
+        Raises:
+            RuntimeError: In the midst of a cycle of ``gradient_accumulation_steps``,
+                whose sums torch's form has no place for.
         """
+        if self._wrapped.is_in_cycle:
+            raise RuntimeError(
+                message(
+                    "as_torch(...).state_dict",
+                    "no gradient that waits for others of its cycle",
+                    "sums of gradient_accumulation_steps that were not applied",
+                    "Save after a whole cycle, or with tw.Checkpoint.",
+                )
+            )
         saved = super().state_dict()
         saved["state"] = {
             number: {name: _plain(value) for name, value in own.items()}

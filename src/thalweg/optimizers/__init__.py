@@ -9,6 +9,7 @@ from thalweg.optimizers.declarations import Flag, Hyper, Slot, State, scale
 from thalweg.optimizers.ftrl import Ftrl
 from thalweg.optimizers.lamb import Lamb
 from thalweg.optimizers.lion import Lion
+from thalweg.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from thalweg.optimizers.nadam import Nadam
 from thalweg.optimizers.optimizer import Optimizer, OptimizerV2
 from thalweg.optimizers.registry import deserialize, get, names, serialize
@@ -27,6 +28,7 @@ __all__ = [
     "Hyper",
     "Lamb",
     "Lion",
+    "LossScaleOptimizer",
     "Nadam",
     "Optimizer",
     "OptimizerV2",

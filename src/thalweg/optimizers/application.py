@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from thalweg.compiler import Rule, reads_shape
-from thalweg.compiler.interpret import program_of
+from thalweg.compiler import Rule
 from thalweg.distribute import local_tensor
+from thalweg.distribute.shards import whole_of
 from thalweg.errors import message
 from thalweg.optimizers.averages import Averages
 from thalweg.optimizers.slots import Entry
@@ -24,6 +24,7 @@ from thalweg.step import (
     STEP,
     WEIGHT_DECAY,
     Member,
+    Plan,
     RowUpdate,
     bind_rule,
     launch_dense,
@@ -31,6 +32,7 @@ from thalweg.step import (
     launch_rows,
 )
 from thalweg.step.compose import ScalarView
+from thalweg.step.device_clock import clock_in_force
 
 __all__ = ["RuleApplication"]
 
@@ -211,11 +213,12 @@ class RuleApplication(Averages):
             layouts = tuple("like" if x == "row" else x for x in layouts)
         if all(layout == "like" for layout in layouts):
             layouts = ()
+        whole = whole_of(entry.variable)
         shape_flags = self.shape_flags(var.shape)
         if shape_flags:
             flags = {**self.rule_flags(), **shape_flags}
             rule = self._bind(tuple(flags.items()), rule.scalars[:-1])
-        return Member(rule, tensors, layouts, entry.setting)
+        return Member(rule, tensors, layouts, entry.setting, whole=whole)
 
     def _numbers(self, setting: int) -> dict[str, float]:
         return {name: float(column[setting]) for name, column in self._values.items()}
@@ -235,8 +238,20 @@ class RuleApplication(Averages):
         del apply_state
         entry = self._built_entry(var)
         member = self._member(self._bound_rule(), entry, handle_of(var))
-        numbers = self._numbers(entry.setting)
-        launch_dense(member.rule, {}, (*member.tensors, grad), numbers, member.layouts)
+        self._apply_member(member, grad)
+
+    def _apply_member(self, member: Member, gradient: torch.Tensor) -> None:
+        """Update one variable, or a shard of it, with a dense gradient."""
+        clock = clock_in_force()
+        if clock is not None and not clock.allows_rest():
+            return
+        if member.whole is not None and member.reduces_whole:
+            plan = Plan(self._name, [member], [gradient])
+            plan.load([gradient], self._values)
+            plan.run()
+            return
+        numbers, tensors = self._numbers(member.setting), (*member.tensors, gradient)
+        launch_dense(member.rule, {}, tensors, numbers, member.layouts)
 
     def _apply_slices(self, slices: IndexedSlices, var: Any) -> None:
         """Update the rows of a variable by its rule."""
@@ -251,7 +266,7 @@ class RuleApplication(Averages):
         member = self._member(self._bound_rule(), self._built_entry(var), var)
         if mode == "decay":
             return self._apply_and_decay(slices, member)
-        if mode == "exact" or _needs_all_rows(member):
+        if mode == "exact" or member.reduces_whole:
             return self._apply_whole(slices, member)
         return RowUpdate(member, slices, "sequence" if mode == "sequence" else "sum")
 
@@ -259,9 +274,7 @@ class RuleApplication(Averages):
         """The dense update with zero rows where there is no gradient."""
         shape = tuple(member.var.shape)
         whole = IndexedSlices(slices.values, slices.indices, shape).to_dense()
-        numbers = self._numbers(member.setting)
-        tensors = (*member.tensors, whole)
-        launch_dense(member.rule, {}, tensors, numbers, member.layouts)
+        self._apply_member(member, whole)
 
     def _apply_and_decay(self, slices: IndexedSlices, member: Member) -> None:
         """The dense update of all slots, of which the touched rows move."""
@@ -291,11 +304,3 @@ class RuleApplication(Averages):
             launch_rows(rule, {}, [handle], grad, own, "sum")
         else:
             launch_dense(rule, {}, [handle, grad], own)
-
-
-def _needs_all_rows(member: Member) -> bool:
-    """Whether the rule reduces over the whole variable."""
-    rule, flags, layouts = member.rule, member.flags, member.layouts
-    with_shape = reads_shape(rule, flags, layouts)
-    shape = tuple(member.var.shape) if with_shape else None
-    return program_of(rule, flags, layouts, (), shape).num_passes > 1

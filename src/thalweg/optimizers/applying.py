@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, dataclass_transform
+from typing import Any
 
 import torch
+from typing_extensions import override
 
 from thalweg.compiler import Rule
-from thalweg.optimizers.declarations import Flag, Hyper
-from thalweg.optimizers.one_by_one import Known, OneByOne
+from thalweg.optimizers.one_by_one import Known
 from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.slots import Entry
 from thalweg.optimizers.sparse_replay import SparseReplay
+from thalweg.optimizers.step_count import StepCount
 from thalweg.state import (
     IndexedSlices,
     Variable,
@@ -24,12 +25,12 @@ from thalweg.step import Plan, RowUpdate, Transforms, launch_row_updates
 
 __all__ = ["Applying"]
 
+NO_TRANSFORMS = Transforms()
+
 Located = list[tuple[Entry, torch.Tensor, Any]]
 
 
-# Fields begin below this class: annotations above it are no constructor arguments.
-@dataclass_transform(field_specifiers=(Hyper, Flag))
-class Applying(OneByOne):
+class Applying(StepCount):
     """The part of `Optimizer` that writes.
 
     A class with a rule, under a strategy with the default ``update``, makes a plan in
@@ -37,10 +38,6 @@ class Applying(OneByOne):
     is updated variable by variable.
     """
 
-    last_step_applied: bool = True
-    """Whether the last step was taken; False if ``nonfinite="skip"`` left it out."""
-
-    _plan: Plan | None
     _plan_rule: Rule | None
     _replay: SparseReplay | None = None
     _rows_seen: tuple[int, ...] = ()
@@ -72,7 +69,6 @@ class Applying(OneByOne):
         elif not self._apply_planned(extended, pairs, transforms, batch):
             return self.iterations
         self._finish([variable for _, variable in pairs])
-        self.last_step_applied = True
         return self.iterations
 
     def _finish(self, variables: Sequence[torch.Tensor]) -> None:
@@ -81,9 +77,17 @@ class Applying(OneByOne):
         if self._constrain(variables) or is_overwritten:
             self._refresh_copies(variables)
         self._advance_states()
-        self.iterations.add_(1)
+        self._count_step()
 
     # -- by a plan ------------------------------------------------------------
+
+    @override
+    def _folded_transforms(self, pairs: Pairs) -> Transforms | None:
+        transforms = super()._folded_transforms(pairs)
+        if transforms is None or transforms == NO_TRANSFORMS:
+            return transforms
+        is_planned = self._extended().has_default_update and not self._applies_by_hand
+        return transforms if is_planned else None
 
     def _apply_planned(
         self,
@@ -106,6 +110,7 @@ class Applying(OneByOne):
         dense = [x for x in located if not isinstance(x[2], IndexedSlices)]
         sparse = [x for x in located if isinstance(x[2], IndexedSlices)]
         updates: list[RowUpdate | None] = []
+        clock = self._clock_of(component for _, component, _ in located)
         self._replay = None
 
         def update_rows() -> None:
@@ -115,10 +120,15 @@ class Applying(OneByOne):
         if dense:
             gradients = [gradient for _, _, gradient in dense]
             plan = self._plan_of(rule, dense, transforms)
-            is_taken = transforms.run(plan, gradients, self._values, 1.0, update_rows)
+            plan.clock = clock
+            factor = self._scaling.factor
+            is_taken = transforms.run(
+                plan, gradients, self._values, factor, update_rows
+            )
         else:
             plan, is_taken = None, True
-            update_rows()
+            self._run_rows(clock, update_rows)
+        self._note_rows(pairs)
         if sparse and is_taken:
             self._remember_rows(rule, pairs, updates, plan)
         return is_taken
@@ -133,7 +143,7 @@ class Applying(OneByOne):
                 return None
             return replay.run(gradients, self._values, transforms)
         if plan and rule is self._plan_rule and plan.is_in_place():
-            return transforms.run(plan, gradients, self._values)
+            return transforms.run(plan, gradients, self._values, self._scaling.factor)
         return None
 
     def _remember_rows(

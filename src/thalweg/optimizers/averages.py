@@ -69,7 +69,8 @@ class Averages(SlotTable):
     @override
     def _create_slots(self, var_list: Sequence[torch.Tensor]) -> None:
         self._settings.check_slot_names(
-            type(self).__name__, {*self._slots_declared, EMA, LOW_PRECISION_COPY}
+            type(self).__name__,
+            {*self._slots_declared, EMA, LOW_PRECISION_COPY, "gradient_accumulator"},
         )
         super()._create_slots(var_list)
 
@@ -173,12 +174,16 @@ class Averages(SlotTable):
         self, entry: Entry, component: Any, numbers: Mapping[str, float]
     ) -> None:
         """Average and copy what a class of the Keras 2 kind has written."""
-        var = handle_of(component).detach()
+        self._average(entry, handle_of(component).detach(), numbers)
+        self._refresh_copies([entry.variable])
+
+    def _average(
+        self, entry: Entry, var: torch.Tensor, numbers: Mapping[str, float]
+    ) -> None:
         if self.use_ema:
             average = local_tensor(entry.slots[EMA])
             momentum = {"momentum": numbers[EMA_MOMENTUM]}
             launch_dense(Rule.of(moving_average), {}, [average, var], momentum)
-        self._refresh_copies([entry.variable])
 
 
 @torch.no_grad()

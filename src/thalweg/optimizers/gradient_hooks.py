@@ -15,6 +15,7 @@ from thalweg.gradients import (
     clip_by_norm,
     clip_by_value,
 )
+from thalweg.gradients.loss_scale import NOT_SCALED, Scaling, scaled
 from thalweg.gradients.nest import flatten
 from thalweg.optimizers.application import RuleApplication
 from thalweg.optimizers.pairs import Pairs
@@ -60,6 +61,7 @@ class GradientHooks(RuleApplication):
     gradient_aggregator: GradientFunction | None
     gradient_transformers: list[GradientFunction]
     _clips: dict[str, float | None]
+    _scaling: Scaling = NOT_SCALED
 
     def _construct_gradient_options(self, options: Mapping[str, Any]) -> None:
         self.gradient_aggregator = options.get("gradient_aggregator")
@@ -129,20 +131,28 @@ class GradientHooks(RuleApplication):
     def _folded_transforms(self, pairs: Pairs) -> Transforms | None:
         """The clips and checks, if the update's own pass can apply them.
 
-        None where a hook or a function of the user's stands between, the class
-        updates by hand, or a gradient is sparse, sharded or not on the CPU.
+        None where a hook or a function of the user's stands between, or a gradient
+        is sparse, sharded or on a device without kernels.
         """
         hook = type(self)._transform_gradients
         if hook is not GradientHooks._transform_gradients or self.gradient_transformers:
             return None
         transforms = Transforms(
             *(self.clipvalue, self.clipnorm, self.global_clipnorm),
-            nonfinite=self._settings.nonfinite,
+            nonfinite="skip" if self._scaling.skips else self._settings.nonfinite,
+            unscales=self._scaling.unscales,
         )
         if transforms == Transforms():
             return transforms
         gradients = [gradient for gradient, _ in pairs]
         return transforms if Plan.can_fold(gradients) else None
+
+    def _unscaled(self, pairs: Pairs) -> Pairs:
+        """Undo a loss scale on gradients that no plan takes."""
+        if not self._scaling.unscales:
+            return pairs
+        gradients = scaled([g for g, _ in pairs], self._scaling.factor)
+        return [(g, v) for g, (_, v) in zip(gradients, pairs, strict=True)]
 
     def _nonfinite_variables(self, pairs: Pairs) -> list[torch.Tensor]:
         """The variables whose gradients have an inf or NaN, the same on every rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from thalweg.optimizers.scalar_table import ScalarTable
 from thalweg.state import Variable
 from thalweg.step import EMA_MOMENTUM, STEP
 
-__all__ = ["HyperparameterAccess"]
+__all__ = ["HyperparameterAccess", "takes_step"]
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 _OPTION_BOUNDS = {
@@ -142,17 +143,19 @@ class HyperparameterAccess(Declared):
         """
         return self._number(name, self._hyper[name])
 
-    def _number(self, name: str, value: Any) -> float:
+    def _number(self, name: str, value: Any, step: int | None = None) -> float:
         if isinstance(value, (int, float)):
             return float(value)
         if callable(value) and not isinstance(value, torch.Tensor):
-            value = value(self.iterations) if _takes_step(value) else value()
+            shown = self.iterations if step is None else torch.tensor(step)
+            value = value(shown) if takes_step(value) else value()
         number = float(value)
         declared = self._hypers_declared.get(name) or _OPTION_BOUNDS.get(name)
         if declared is not None and not declared.allows(number):
             raise ValueError(
                 message(
-                    f"{self._name}: {name} at iteration {int(self.iterations)}",
+                    f"{self._name}: {name} at iteration "
+                    f"{int(self.iterations) if step is None else step}",
                     declared.bounds(),
                     repr(number),
                     "Mend the schedule or callable that gave it.",
@@ -169,14 +172,19 @@ class HyperparameterAccess(Declared):
         Raises:
             ValueError: If a schedule or callable gives NaN or leaves its bounds.
         """
-        numbers = {name: self.hyper_in_force(name) for name in self._hyper}
+        return self._values_at(None)
+
+    def _values_at(self, step: int | None) -> dict[str, np.ndarray]:
+        """The same after so many applied steps; None: after `iterations`."""
+        number_of = self._number if step is None else partial(self._number, step=step)
+        applied = int(self.iterations) if step is None else step
+        numbers = {name: number_of(name, value) for name, value in self._hyper.items()}
         for name in self._table.names:
             numbers.setdefault(name, 0.0)
-        applied = int(self.iterations)
         numbers[STEP] = applied + 1.0
         if applied == 0 and EMA_MOMENTUM in numbers:
             numbers[EMA_MOMENTUM] = 0.0  # an average starts from the first update
-        values = self._table.values(numbers, self._number)
+        values = self._table.values(numbers, number_of)
         if numbers["decay"] == 0.0 or "learning_rate" not in values:
             return values
         decayed = values["learning_rate"] / (1.0 + numbers["decay"] * applied)
@@ -298,7 +306,7 @@ def warn_lr_is_deprecated() -> None:
     )
 
 
-def _takes_step(function: Any) -> bool:
+def takes_step(function: Any) -> bool:
     """Whether a callable wants ``iterations``; Keras's callables take nothing."""
     if isinstance(function, schedules.LearningRateSchedule):
         return True

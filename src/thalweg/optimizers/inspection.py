@@ -7,7 +7,7 @@ import torch
 from thalweg.compiler import KernelKey, kernel_source, reads_shape
 from thalweg.distribute import local_tensor
 from thalweg.errors import message
-from thalweg.optimizers.applying import Applying
+from thalweg.optimizers.accumulating import Accumulating
 from thalweg.optimizers.slots import Entry
 from thalweg.state import name_of
 from thalweg.step import Member
@@ -19,7 +19,7 @@ __all__ = ["Inspection"]
 _OTHERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class Inspection(Applying):
+class Inspection(Accumulating):
     """The part of `Optimizer` that tells what a step does."""
 
     def explain(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from thalweg.distribute import is_distributed
 from thalweg.errors import message
@@ -29,14 +30,15 @@ class _HandRecognition(Recognition):
 
     Attributes:
         examples: A variable for each device and dtype.
+        slots: The slots of each variable, by the `id` of what an override sees.
     """
 
-    def __init__(
-        self, variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
-    ) -> None:
-        super().__init__(variables, gradients)
+    def __init__(self, pairs: Pairs, entries: Mapping[int, Entry]) -> None:
+        variables = [variable for _, variable in pairs]
+        super().__init__(variables, [gradient for gradient, _ in pairs])
         kinds = {(v.device, v.dtype): v for v in variables}
         self.examples = list(kinds.values())
+        self._slots = [entries[id(variable)].slots for variable in variables]
         self._look()
 
     def _look(self) -> None:
@@ -44,6 +46,7 @@ class _HandRecognition(Recognition):
         pairs = zip(self.variables, self._views, strict=True)
         self._viewed = [v for v, view in pairs if view is not v]
         self._addresses = list(map(address_of, self._viewed))
+        self.slots = dict(zip(map(id, self._views), self._slots, strict=True))
 
     def views(self) -> Sequence[Variable]:
         """The variables as an override sees them.
@@ -68,6 +71,16 @@ class OneByOne(GradientHooks, Keras2Protocol):
 
     _raw_batch: Batch
     _recognition: _HandRecognition | None
+
+    @override
+    def get_slot(self, var: torch.Tensor, slot_name: str) -> Any:
+        known: Any = self._recognition
+        try:
+            # What an override asks in every step, of every variable.
+            return known.slots[id(var)][slot_name]
+        except (AttributeError, KeyError):
+            pass
+        return super().get_slot(var, slot_name)
 
     def _apply_one_by_one(
         self, extended: Any, pairs: Pairs, known: Known | None
@@ -96,7 +109,7 @@ class OneByOne(GradientHooks, Keras2Protocol):
             and Plan.can_fold(gradients)
             and all(v.is_cpu and not is_distributed(v) for v in variables)
         )
-        return _HandRecognition(variables, gradients) if is_simple else None
+        return _HandRecognition(pairs, self._entries) if is_simple else None
 
     def _apply_known(self, known: Known) -> None:
         """Call the override for each variable of a step like the one before."""
@@ -109,9 +122,12 @@ class OneByOne(GradientHooks, Keras2Protocol):
                     entry = self._entries[id(variable)]
                     self._apply_to_component(entry, variable, gradient, apply_state)
             else:
-                update = partial(self._resource_apply_dense, **keyword)
+                update = self._resource_apply_dense
+                update = partial(update, **keyword) if keyword else update
                 for _ in map(update, known[0], self._views_of(known)):
                     pass
+        if self._recognition is not None:
+            self._recognition.gradients = None  # Their memory may be needed.
 
     def _examples_of(self, known: Known) -> Sequence[torch.Tensor]:
         """Variables of all devices and dtypes of a step like the one before."""

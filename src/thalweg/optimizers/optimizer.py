@@ -33,6 +33,7 @@ _OPTIONS = (
     *("per_variable", "gradient_aggregator", "gradient_transformers"),
     *("sparse_update", "slot_dtypes", "low_precision_copy", "nonfinite"),
     *("use_ema", "ema_momentum", "ema_overwrite_frequency"),
+    "gradient_accumulation_steps",
 )
 
 
@@ -64,6 +65,8 @@ class Optimizer(Inspection):
             the dense update with zero rows, ``"keras"`` does what Keras 2.6 did.
         slot_dtypes: None: float32 beside half-precision variables, else the
             variable's dtype; ``"variable"``: always that; or slot name to dtype.
+        gradient_accumulation_steps: N >= 2: the mean of N gradients is applied in
+            every N-th call of `apply_gradients`; the others only add theirs to a sum.
 
     Raises:
         TypeError: For an unknown keyword, or a value of the wrong kind.
@@ -105,6 +108,7 @@ class Optimizer(Inspection):
         use_ema: InitVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride] - a field here
         ema_momentum: InitVar[float | None] = None
         ema_overwrite_frequency: InitVar[int | None] = None
+        gradient_accumulation_steps: InitVar[int | None] = None  # pyright: ignore[reportIncompatibleMethodOverride] - a field here
 
     def __init__(self, name: str | None = None, **options: Any) -> None:
         where = type(self).__name__
@@ -130,6 +134,7 @@ class Optimizer(Inspection):
         self._settings = Settings.checked(where, options, self._hypers_declared)
         self._construct_gradient_options(options)
         self._construct_averages(options)
+        self._construct_accumulation()
         self._initial_decay = options.get("decay") or 0.0
         self._set_hyper("decay", self._initial_decay)
         if options.get("weight_decay") is not None:
@@ -227,6 +232,18 @@ class Optimizer(Inspection):
         self._refuse_cross_replica()
         pairs = list(grads_and_vars)
         joins = experimental_aggregate_gradients
+        if self._sums is None:
+            return self._apply(pairs, joins=joins)
+        means = self._accumulate(pairs, joins=joins)
+        if means is None:
+            return self.iterations
+        try:
+            return self._apply(means, joins=joins)
+        finally:  # an error, too, ends the cycle: what it waited with is spent
+            self._sums.end()
+
+    def _apply(self, pairs: list[Any], *, joins: bool) -> Variable:
+        """Take a step: check, sum over replicas, transform, update."""
         batch = self._recognized(pairs)
         if batch is None:
             pairs = self._checked(take_pairs(pairs), joins=joins)
@@ -238,6 +255,7 @@ class Optimizer(Inspection):
             return self.iterations
         transforms = self._folded_transforms(pairs)
         if transforms is None:
+            pairs = self._unscaled(pairs)
             if not self._check_finite(pairs):
                 return self.iterations
             pairs, transforms = self._transform_gradients(pairs), Transforms()
@@ -247,10 +265,11 @@ class Optimizer(Inspection):
     def _check_finite(self, pairs: Pairs) -> bool:
         """Whether a step may be taken on gradients that no plan checks."""
         self.last_step_applied = True
-        if self._settings.nonfinite == "off":
+        policy = "skip" if self._scaling.skips else self._settings.nonfinite
+        if policy == "off" or (policy == "skip" and self._is_left_to_device(pairs)):
             return True
         bad = self._nonfinite_variables(pairs)
-        if bad and self._settings.nonfinite == "error":
+        if bad and policy == "error":
             refuse_nonfinite(bad)
         self.last_step_applied = not bad
         return not bad

@@ -18,6 +18,10 @@ __all__ = ["Override", "Settings", "match_patterns"]
 
 SPARSE_UPDATES = ("rows", "exact", "keras")
 NONFINITE = ("off", "skip", "error")
+_PLAIN = (
+    *("sparse_update", "nonfinite"),
+    *("ema_overwrite_frequency", "gradient_accumulation_steps"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Settings:
         nonfinite: ``"off"``, ``"skip"`` or ``"error"``.
         ema_overwrite_frequency: Steps between two overwrites by averages, or None.
         low_precision_copy: Dtype of a copy of every variable, or None.
+        gradient_accumulation_steps: Gradients that are applied together, or None.
     """
 
     per_variable: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -47,6 +52,7 @@ class Settings:
     nonfinite: NonFinite = "off"
     ema_overwrite_frequency: int | None = None
     low_precision_copy: torch.dtype | None = None
+    gradient_accumulation_steps: int | None = None
 
     @classmethod
     def checked(
@@ -71,8 +77,9 @@ class Settings:
             _checked_choice(where, "sparse_update", options, SPARSE_UPDATES),
             _checked_dtypes(where, options.pop("slot_dtypes", None)),
             cast("NonFinite", _checked_choice(where, "nonfinite", options, NONFINITE)),
-            _checked_frequency(where, options.pop("ema_overwrite_frequency", None)),
+            _checked_count(where, "ema_overwrite_frequency", options, least=1),
             _checked_copy(where, options.pop("low_precision_copy", None)),
+            _checked_count(where, "gradient_accumulation_steps", options, least=2),
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -83,7 +90,7 @@ class Settings:
                 pattern: {name: _to_json(value) for name, value in table.items()}
                 for pattern, table in self.per_variable.items()
             }
-        for name in ("sparse_update", "nonfinite", "ema_overwrite_frequency"):
+        for name in _PLAIN:
             if getattr(self, name) != getattr(Settings, name):
                 config[name] = getattr(self, name)
         if isinstance(self.slot_dtypes, dict):
@@ -239,13 +246,17 @@ def _checked_choice(
     return given
 
 
-def _checked_frequency(where: str, given: Any) -> int | None:
-    is_count = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+def _checked_count(
+    where: str, name: str, options: dict[str, Any], *, least: int
+) -> int | None:
+    """A whole number of steps, or None."""
+    given = options.pop(name, None)
+    is_count = isinstance(given, int) and not isinstance(given, bool) and given >= least
     if given is not None and not is_count:
         raise ValueError(
             message(
-                f"{where}: ema_overwrite_frequency",
-                "a number of steps >= 1, or None",
+                f"{where}: {name}",
+                f"a number of steps >= {least}, or None",
                 repr(given),
                 "Pass one of these.",
             )

@@ -12,6 +12,9 @@ __all__ = ["deserialize", "get", "names", "serialize"]
 
 _OWN_MODULES = "thalweg.optimizers."
 
+wrappers: dict[str, type[Any]] = {}
+"""Classes around an optimizer, by name in lower case; `names` leaves them out."""
+
 
 def _classes() -> dict[str, type[Optimizer]]:
     """The classes of this package by name; importing a module makes its known."""
@@ -55,7 +58,7 @@ def get(identifier: Any) -> Optimizer:
         >>> type(tw.optimizers.get("adam")).__name__
         'Adam'
     """
-    if isinstance(identifier, Optimizer):
+    if isinstance(identifier, (Optimizer, *wrappers.values())):
         return identifier
     if isinstance(identifier, str):
         return deserialize({"class_name": identifier, "config": {}})
@@ -100,7 +103,8 @@ def deserialize(
     """
     own = dict(custom_objects or {})
     name = config["class_name"]
-    cls = own.get(name) or _classes().get(str(name).lower())
+    known_classes = {**wrappers, **_classes()}
+    cls = own.get(name) or known_classes.get(str(name).lower())
     if cls is None:
         known = [*names(), *own]
         raise ValueError(

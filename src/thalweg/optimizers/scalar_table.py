@@ -36,6 +36,11 @@ class ScalarTable:
         """Hyperparameters that some setting overrides."""
         return list(self._columns)
 
+    @property
+    def varying(self) -> list[str]:
+        """Those that a schedule or callable overrides."""
+        return [name for name, column in self._columns.items() if column.is_varying]
+
     def row_of(self, overrides: tuple[Override, ...]) -> int:
         """The row of a setting; a new one is added.
 

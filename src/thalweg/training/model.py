@@ -23,7 +23,7 @@ from thalweg.training.replicas import Replicas, replicas_of
 from thalweg.training.structure import map_structure
 from thalweg.training.wrapping import unwrapped
 
-_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16}
+_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _STRUCTURES = frozenset({dict, tuple})
 
 
@@ -155,7 +155,8 @@ class Model(Fitting):
             metrics: Names, functions or torchmetrics objects, one or several.
             jit_compile: Whether the forward pass runs through `torch.compile`.
             autocast: "bfloat16" runs the forward pass in that dtype where torch
-                holds it safe; outputs come back in float32.
+                holds it safe; outputs come back in float32. So does "float16", which
+                needs a `LossScaleOptimizer`.
 
         Raises:
             ValueError: If a name is unknown; the nearest known one is said.
@@ -165,7 +166,7 @@ class Model(Fitting):
         made = _optimizer_of(optimizer)
         losses = LossesContainer(loss)
         measured = MetricsContainer(metrics, losses.loss)
-        dtype = _autocast_of(autocast)
+        dtype = _autocast_of(autocast, made)
         self.optimizer = made
         self.compiled_loss, self.compiled_metrics = losses, measured
         self._autocast = dtype
@@ -304,11 +305,12 @@ def _optimizer_of(optimizer: Any) -> Any:
     return optimizers.get(optimizer)
 
 
-def _autocast_of(name: str | None) -> torch.dtype | None:
+def _autocast_of(name: str | None, optimizer: Any) -> torch.dtype | None:
     if name is None:
         return None
-    if name not in _AUTOCAST_DTYPES:
-        action = "float16 needs a loss scale, bfloat16 does not."
+    has_scale = isinstance(optimizer, optimizers.LossScaleOptimizer)
+    if name not in _AUTOCAST_DTYPES or (name == "float16" and not has_scale):
+        action = "float16 needs a tw.LossScaleOptimizer, bfloat16 does not."
         raise ValueError(
             message("compile", "autocast 'bfloat16' or None", repr(name), action)
         )

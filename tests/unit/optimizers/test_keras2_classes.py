@@ -246,3 +246,45 @@ def test_a_class_of_ones_own_may_keep_a_state() -> None:
 def test_names_are_found_without_a_list() -> None:
     assert {"adamw", "ftrl", "lamb", "rowwiseadagrad"} <= set(tw.optimizers.names())
     assert "counting" not in tw.optimizers.names()
+
+
+# -- options of classes that update by hand ------------------------------------
+
+
+class ByHand(tw.Optimizer):
+    learning_rate: tw.Hyper = tw.Hyper(default=1.0)
+
+    def _resource_apply_dense(
+        self, grad: torch.Tensor, var: Any, apply_state: Any = None
+    ) -> None:
+        var.assign_sub(self.learning_rate * grad)
+
+
+class OwnUpdate(tw.distribute.StrategyExtended):
+    """A strategy that overrides `update`, so that no plan is made."""
+
+    def update(self, var, fn, args=(), kwargs=None, group=True):
+        return super().update(var, fn, args, kwargs, group)
+
+
+@pytest.mark.parametrize("how", ["by hand", "by a strategy"])
+def test_clips_and_checks_hold_without_a_plan(how: str) -> None:
+    def after(gradient: list[float], **options: Any) -> list[float]:
+        weight = tw.Variable([0.0, 0.0], name="weight")
+        strategy = tw.distribute.Strategy(OwnUpdate())
+        if how == "by hand":
+            optimizer: Any = ByHand(1.0, **options)
+        else:
+            with strategy.scope():
+                optimizer = tw.optimizers.SGD(1.0, **options)
+        for _ in range(2):  # the second step is like the first
+            pairs = [(torch.tensor(gradient), weight)]
+            strategy.run(optimizer.apply_gradients, (pairs,))
+        return weight.tolist()
+
+    assert after([3.0, 4.0], clipvalue=1.0) == [-2.0, -2.0]
+    assert after([3.0, 4.0], clipnorm=2.5) == [-3.0, -4.0]
+    assert after([3.0, 4.0], global_clipnorm=2.5) == [-3.0, -4.0]
+    assert after([3.0, float("nan")], nonfinite="skip") == [0.0, 0.0]
+    with pytest.raises(FloatingPointError, match="weight"):
+        after([3.0, float("inf")], nonfinite="error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -82,6 +83,38 @@ def test_an_override_of_prepare_is_given_all_variables() -> None:
     for _ in range(3):
         optimizer.apply_gradients([(torch.ones(2), v) for v in variables])
     assert lengths == [3, 3, 3]
+
+
+@pytest.mark.parametrize("make", [torch.nn.Parameter, tw.Variable])
+def test_slots_are_found_after_a_step_that_came_again(make: Any) -> None:
+    variables = [make(torch.ones(2)), make(torch.ones(3))]
+    optimizer = ByHand()
+    for _ in range(3):
+        optimizer.apply_gradients([(torch.ones_like(v).detach(), v) for v in variables])
+    other = make(torch.ones(2))
+    for variable in variables:
+        view = tw.state.as_variable(variable)
+        slot = optimizer.get_slot(variable, "total")
+        assert slot is optimizer.get_slot(view, "total")
+        added = optimizer.add_slot(variable, "later", "ones")
+        assert optimizer.get_slot(view, "later") is added
+        for var, name in ((view, "nothing"), (other, "total")):
+            with pytest.raises(KeyError, match="get_slot"):
+                optimizer.get_slot(var, name)
+
+
+def test_slots_of_a_copy_are_its_own() -> None:
+    variable, optimizer = tw.Variable(torch.ones(2)), ByHand()
+    for _ in range(2):
+        optimizer.apply_gradients([(torch.ones(2), variable)])
+    copied_variable, copied = copy.deepcopy((variable, optimizer))
+    slot = copied.get_slot(copied_variable, "total")
+    assert slot is not optimizer.get_slot(variable, "total")
+    for _ in range(2):
+        copied.apply_gradients([(torch.ones(2), copied_variable)])
+    assert copied.get_slot(copied_variable, "total") is slot
+    assert copied_variable.tolist() == [-1.0, -1.0]
+    assert variable.tolist() == [0.0, 0.0]
 
 
 _DTYPES = (torch.float32, torch.float64)

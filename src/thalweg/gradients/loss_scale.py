@@ -1,0 +1,132 @@
+"""Loss scaling: gradients of half precision are kept away from zero, and undone.
+
+A loss is multiplied by a large number before its gradients are taken, so that small
+ones are not rounded to zero, and the gradients are divided by it before they are used.
+The number grows while gradients are finite and shrinks when they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from thalweg.errors import message
+from thalweg.state import IndexedSlices, Trackable, Variable
+
+__all__ = ["NOT_SCALED", "DynamicLossScale", "Scaling", "scaled"]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the gradients of a step come.
+
+    Attributes:
+        factor: What they are multiplied by to undo the loss scale.
+        unscales: Whether they are; what was of a scaled loss, also by 1.
+        skips: Whether a gradient with an inf or NaN leaves the step out.
+    """
+
+    factor: float = 1.0
+    unscales: bool = False
+    skips: bool = False
+
+
+NOT_SCALED = Scaling()
+
+
+class DynamicLossScale(Trackable):
+    """A loss scale that follows what the gradients bear.
+
+    It is halved, though never below 1, by gradients that are not finite, and doubled
+    after so many steps in a row with finite ones, as long as the double is finite.
+
+    Args:
+        initial_scale: The scale of the first step, at least 1.
+        growth_steps: Finite steps in a row before it is doubled.
+
+    Attributes:
+        current_loss_scale: The scale, a float32 `Variable` of shape ().
+        dynamic_counter: Finite steps since it last changed, an int64 `Variable`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> scale = DynamicLossScale(initial_scale=8.0, growth_steps=2)
+        >>> for is_finite in (False, True, True, True):
+        ...     scale.update(is_finite)
+        ...     print(float(scale.current_loss_scale), int(scale.dynamic_counter))
+        4.0 0
+        4.0 1
+        8.0 0
+        8.0 1
+
+    Source:
+        Micikevicius et al., "Mixed Precision Training", ICLR 2018; Keras 2.6,
+        ``LossScaleOptimizer``.
+    """
+
+    multiplier = 2.0
+
+    def __init__(self, initial_scale: float, growth_steps: int) -> None:
+        where = "DynamicLossScale"
+        if not 1 <= float(initial_scale) < float("inf"):
+            _refuse(where, "a finite initial_scale >= 1", initial_scale)
+        is_count = isinstance(growth_steps, int) and not isinstance(growth_steps, bool)
+        if not is_count or growth_steps < 1:
+            _refuse(where, "a whole number of growth_steps >= 1", growth_steps)
+        self.initial_scale = float(initial_scale)
+        self.growth_steps = growth_steps
+        start = torch.tensor(self.initial_scale, dtype=torch.float32)
+        self.current_loss_scale = Variable(start, trainable=False, name="loss_scale")
+        count = torch.zeros((), dtype=torch.int64)
+        self.dynamic_counter = Variable(count, trainable=False, name="dynamic_counter")
+
+    def update(self, is_finite: bool) -> None:
+        """Take note of a step.
+
+        Args:
+            is_finite: Whether its gradients were; the same on every rank.
+        """
+        count = int(self.dynamic_counter) + 1
+        if is_finite and count < self.growth_steps:
+            self.dynamic_counter.fill_(count)
+            return
+        scale = self.current_loss_scale.detach()
+        grown = scale * self.multiplier
+        shrunk = torch.clamp_min(scale / self.multiplier, 1.0)
+        new = (grown if bool(torch.isfinite(grown)) else scale) if is_finite else shrunk
+        self.current_loss_scale.assign(new)
+        self.dynamic_counter.fill_(0)
+
+
+def scaled(gradients: Sequence[Any], factor: float) -> list[Any]:
+    """Multiply gradients by a number, in new tensors.
+
+    Args:
+        gradients: Tensors, `IndexedSlices` or None.
+        factor: The number.
+
+    Returns:
+        New gradients; None stays None.
+
+    Example:
+        >>> scaled([torch.tensor([4.0]), None], 0.5)
+        [tensor([2.]), None]
+    """
+    return [_scaled(gradient, factor) for gradient in gradients]
+
+
+def _scaled(gradient: Any, factor: float) -> Any:
+    if gradient is None:
+        return None
+    if isinstance(gradient, IndexedSlices):
+        return gradient.with_values(gradient.values * factor)
+    return gradient * factor
+
+
+def _refuse(where: str, expected: str, got: object) -> None:
+    raise ValueError(message(where, expected, repr(got), "Pass one."))
