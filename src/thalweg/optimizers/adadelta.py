@@ -40,7 +40,7 @@ class Adadelta(Optimizer):
 
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     rho: Hyper = Hyper(default=0.95, low=0.0, high=1.0)
-    epsilon: Hyper = Hyper(default=1e-7, low=0.0)
+    epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     accum_grad = Slot()
     accum_var = Slot()
     update = staticmethod(rules.adadelta)

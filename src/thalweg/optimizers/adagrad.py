@@ -42,7 +42,7 @@ class Adagrad(Optimizer):
 
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     initial_accumulator_value: Hyper = Hyper(default=0.1, low=0.0)
-    epsilon: Hyper = Hyper(default=1e-7, low=0.0)
+    epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     accumulator = Slot(initial="initial_accumulator_value")
     update = staticmethod(rules.adagrad_v2)
 
@@ -92,7 +92,7 @@ class RowWiseAdagrad(Optimizer):
 
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     initial_accumulator_value: Hyper = Hyper(default=0.0, low=0.0)
-    epsilon: Hyper = Hyper(default=1e-7, low=0.0)
+    epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     accumulator = Slot(shape="row", initial="initial_accumulator_value")
     update = staticmethod(rules.row_wise_adagrad)
 

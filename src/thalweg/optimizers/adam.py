@@ -44,7 +44,7 @@ class Adam(Optimizer):
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     beta_1: Hyper = Hyper(default=0.9, low=0.0, below=1.0)
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)
-    epsilon: Hyper = Hyper(default=1e-7, low=0.0)
+    epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     amsgrad: Flag = Flag(default=False)
     m = Slot()
     v = Slot()
@@ -115,7 +115,7 @@ class AdamW(Optimizer):
     weight_decay: Hyper = Hyper(default=0.004, low=0.0)  # pyright: ignore[reportIncompatibleVariableOverride] - a field here
     beta_1: Hyper = Hyper(default=0.9, low=0.0, below=1.0)
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)
-    epsilon: Hyper = Hyper(default=1e-7, low=0.0)
+    epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     amsgrad: Flag = Flag(default=False)
     m = Slot()
     v = Slot()

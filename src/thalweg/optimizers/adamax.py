@@ -40,7 +40,7 @@ class Adamax(Optimizer):
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     beta_1: Hyper = Hyper(default=0.9, low=0.0, below=1.0)
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)
-    epsilon: Hyper = Hyper(default=1e-7, low=0.0)
+    epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     m = Slot()
     v = Slot()
     update = staticmethod(rules.ada_max)

@@ -44,6 +44,8 @@ class Hyper:
         low: Smallest value allowed.
         high: Largest value allowed.
         below: Smallest value that is too large.
+        takes_none: Whether a constructor takes None for the default, as Keras 2 does
+            for every ``epsilon``.
 
     Raises:
         ValueError: On assignment, for NaN or a number outside the bounds.
@@ -67,11 +69,13 @@ class Hyper:
         low: float | None = None,
         high: float | None = None,
         below: float | None = None,
+        takes_none: bool = False,
     ) -> None:
         self.default = default
         self.low = low
         self.high = high
         self.below = below
+        self.takes_none = takes_none
         self.name = "hyperparameter"
 
     def __set_name__(self, owner: type, name: str) -> None:

@@ -62,6 +62,9 @@ def _write_constructor(cls: type[Declared]) -> None:
             raise TypeError(f"{cls.__name__}: {error}. It takes {signature}.") from None
         bound.apply_defaults()
         values = dict(bound.arguments)
+        for name, field in cls._hypers_declared.items():
+            if field.takes_none and values[name] is None:
+                values[name] = field.default
         values.pop("self")
         self._construct(cls, values.pop("name"), values.pop("options"), values)
 

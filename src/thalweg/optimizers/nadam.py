@@ -52,7 +52,7 @@ class Nadam(Optimizer):
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     beta_1: Hyper = Hyper(default=0.9, low=0.0, below=1.0)
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)
-    epsilon: Hyper = Hyper(default=1e-7, low=0.0)
+    epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     schedule_decay: Hyper = Hyper(default=0.004, low=0.0)
     momentum_cache = State(initial=1.0)
     m = Slot()

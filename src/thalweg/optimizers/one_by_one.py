@@ -17,7 +17,7 @@ from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.slots import Entry
 from thalweg.state import IndexedSlices, Variable, as_variable, handle_of
 from thalweg.step import Batch, Plan, Recognition, inside_step
-from thalweg.step.single import address_of
+from thalweg.step.bulk import Places
 
 __all__ = ["Known", "OneByOne"]
 
@@ -44,8 +44,7 @@ class _HandRecognition(Recognition):
     def _look(self) -> None:
         self._views = list(map(as_variable, self.variables))
         pairs = zip(self.variables, self._views, strict=True)
-        self._viewed = [v for v, view in pairs if view is not v]
-        self._addresses = list(map(address_of, self._viewed))
+        self._viewed = Places(v for v, view in pairs if view is not v)
         self.slots = dict(zip(map(id, self._views), self._slots, strict=True))
 
     def views(self) -> Sequence[Variable]:
@@ -53,7 +52,7 @@ class _HandRecognition(Recognition):
 
         All but the addresses of a recognized step is known to be as it was.
         """
-        if list(map(address_of, self._viewed)) != self._addresses:
+        if not self._viewed.are_kept():
             self._look()
         return self._views
 

@@ -49,7 +49,7 @@ class RMSprop(Optimizer):
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     rho: Hyper = Hyper(default=0.9, low=0.0, high=1.0)
     momentum: Hyper = Hyper(default=0.0, low=0.0, high=1.0)
-    epsilon: Hyper = Hyper(default=1e-7, low=0.0)
+    epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     centered: Flag = Flag(default=False)
     rms = Slot()
     momentum_slot = Slot(name="momentum", when="has_momentum")

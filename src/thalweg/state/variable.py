@@ -114,9 +114,10 @@ class Variable(nn.Parameter, metaclass=_VariableMeta):
     @property
     def handle(self) -> torch.Tensor:
         """The tensor that is written: the original of a view, else the variable."""
-        if self._original is None:
+        original_of = self._original  # once: an override asks for every variable
+        if original_of is None:
             return self
-        original = self._original()
+        original = original_of()
         return self if original is None else original
 
     @property

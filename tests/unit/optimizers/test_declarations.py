@@ -76,6 +76,16 @@ def test_required_hyperparameter() -> None:
     assert Demanding(0.5).learning_rate == 0.5
 
 
+@pytest.mark.parametrize(
+    "name", ["Adadelta", "Adagrad", "Adam", "Adamax", "Nadam", "RMSprop"]
+)
+def test_no_epsilon_is_the_default_as_in_keras(name: str) -> None:
+    optimizer = getattr(tw.optimizers, name)(epsilon=None)
+    assert optimizer.epsilon == optimizer.get_config()["epsilon"] == 1e-7
+    with pytest.raises(TypeError, match="learning_rate"):
+        getattr(tw.optimizers, name)(learning_rate=None)
+
+
 def test_slots_that_were_not_declared_are_refused() -> None:
     with pytest.raises(TypeError, match="slots"):
 
