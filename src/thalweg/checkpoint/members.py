@@ -105,7 +105,8 @@ class Members:
         """Give key and value's text.
 
         Raises:
-            ValueError: If something else stands there, or a key stands twice.
+            ValueError: If something else stands there. That a key stands twice is
+                for the caller to see.
         """
         text, at = self._text, self.end
         empty = _EMPTY.match(text, at)

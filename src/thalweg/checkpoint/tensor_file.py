@@ -184,9 +184,11 @@ def _read_table(text: bytes, allowance: Allowance) -> dict[str, Layout]:
     allowance.spend(len(text))
     members = Members(text, 0, allowance)
     table: dict[str, Layout] = {}
+    keys: set[str] = set()
     for key, entry in members:
-        if key in table:
+        if key in keys:
             raise ValueError(f"the key {key!r} stands twice")
+        keys.add(key)
         content = parse(entry, is_shallow=True)
         if key != METADATA:
             allowance.spend_member(key)

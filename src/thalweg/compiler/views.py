@@ -39,12 +39,15 @@ def view_memory(address: int, length: int, dtype: torch.dtype) -> Memory:
         as long as the memory is.
     """
     kind = ARRAYS.get(dtype)
-    if length == 0:
-        return torch.empty(0, dtype=dtype) if kind is None else np.empty(0, kind)
     if kind is not None:
+        if length == 0:
+            return np.empty(0, kind)
         return np.ndarray(length, kind, _WINDOW, address - 1)
-    bits = np.ndarray(length, _BITS, _WINDOW, address - 1)
-    return tensor_over(bits).view(dtype)
+    with torch.inference_mode(False):  # it is kept for steps outside of that mode
+        if length == 0:
+            return torch.empty(0, dtype=dtype)
+        bits = np.ndarray(length, _BITS, _WINDOW, address - 1)
+        return tensor_over(bits).view(dtype)
 
 
 def tensor_of(memory: Memory) -> Tensor:
@@ -88,7 +91,9 @@ class ItemViews:
     def move(self, pointers: Array) -> None:
         """Make views of what lies elsewhere now; the lists stay the same."""
         addresses = self._addresses_in(pointers)
-        for number, position in np.argwhere(addresses != self._addresses).tolist():
+        is_other = addresses != self._addresses
+        is_other[self._shared, -1] = True  # `part` has put a copy there
+        for number, position in np.argwhere(is_other).tolist():
             self.memory[number][position] = view_memory(
                 int(addresses[number, position]),
                 self._lengths[number],

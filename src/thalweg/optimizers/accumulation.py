@@ -321,8 +321,10 @@ class Sums:
     # -- copies ---------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
+        self.count()  # notices what was written into the position, and what waits
         entries, rows = list(self._dense.values()), list(self._rows.values())
-        return {**self.__dict__, "_dense": entries, "_rows": rows, "_plans": None}
+        own = {"_dense": entries, "_rows": rows, "_plans": None, "_restored": set()}
+        return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

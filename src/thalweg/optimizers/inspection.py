@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from thalweg.compiler import KernelKey, kernel_source, reads_shape
+from thalweg.compiler import KernelKey, kernel_source
 from thalweg.distribute import local_tensor
 from thalweg.errors import message
 from thalweg.optimizers.accumulating import Accumulating
@@ -85,7 +85,7 @@ class Inspection(Accumulating):
             return [kernel.key for kernel in self._plan.kernels]
         built = [e for e in self._entries.values() if e.built_for is not None]
         uses = [self._use(entry) for entry in built or [self._example()]]
-        return list(dict.fromkeys(_key(member, grad) for member, grad in uses))
+        return list(dict.fromkeys(member.key(grad) for member, grad in uses))
 
     def _use(self, entry: Entry) -> tuple[Member, torch.dtype]:
         """How a variable is updated, and the dtype of its gradient."""
@@ -94,7 +94,7 @@ class Inspection(Accumulating):
         var = local_tensor(entry.variable)
         member = self._member(self._bound_rule(columns), entry, var)
         in_use = {k.key for k in self._plan.kernels} if self._plan else set()
-        found = (d for d in (var.dtype, *_OTHERS) if _key(member, d) in in_use)
+        found = (d for d in (var.dtype, *_OTHERS) if member.key(d) in in_use)
         return member, next(found, var.dtype)
 
     def _example(self) -> Entry:
@@ -106,8 +106,3 @@ class Inspection(Accumulating):
             for name, slot in self.active_slots().items()
         }
         return Entry(var, slots)
-
-
-def _key(member: Member, gradient: torch.dtype) -> KernelKey:
-    with_shape = reads_shape(member.rule, member.flags, member.layouts)
-    return member.key(gradient, with_shape=with_shape)

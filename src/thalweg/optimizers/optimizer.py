@@ -225,6 +225,9 @@ class Optimizer(Inspection):
                 floating, or its gradient does not fit; nothing is changed then.
             RuntimeError: In a cross-replica context, or if a variable with a
                 constraint has a sparse gradient.
+            FloatingPointError: If ``nonfinite="error"`` and a gradient has an inf or
+                NaN; no variable or slot is changed then, but a cycle of
+                ``gradient_accumulation_steps`` ends with an error of its last call.
         """
         del name
         for tell in listeners.steps:

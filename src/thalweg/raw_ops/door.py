@@ -152,7 +152,12 @@ class Door:
 
     def _make(self, settings: Sequence[float]) -> Deed:
         count = self._num_scalars
-        numbers = tuple(map(float, settings[:count]))
+        try:
+            numbers = tuple(map(float, settings[:count]))
+        except OverflowError:
+            raise TypeError(
+                message(self._op, "numbers of float64", "a larger int", "Scale it.")
+            ) from None
         flags = tuple(map(bool, settings[count:]))
         if self._examine is not None:
             named = dict(zip(self.rule.scalars, numbers, strict=True))

@@ -141,7 +141,7 @@ class Addresses:
         """
         calls = self._calls
         item = calls and calls.items.get(type(tensors))
-        if calls is None or item is None:
+        if calls is None or item is None or len(tensors) != len(self._found):
             self._found[:] = _slowly(tensors)
             return self._found
         end = calls.offset, calls.data_ptr, self._found_at
@@ -178,6 +178,7 @@ class _Calls:
 
 
 @cache
+@torch.inference_mode(False)  # tensors of that mode have no version
 def _calls() -> _Calls | None:
     """The functions, if there is a compiler and torch is as they expect."""
     samples = [torch.zeros(3), torch.nn.Parameter(torch.zeros(4)), torch.zeros(4)[2:]]

@@ -41,6 +41,10 @@ class DeviceFold:
             self._norms = DeviceNorms(gradients, is_clipped=True)
         self._clip = DeviceClip(self._norms.totals, clipnorm, global_clipnorm)
 
+    def limit(self, clipnorm: float | None, global_clipnorm: float | None) -> None:
+        """Change the numbers of the clips that were given."""
+        self._clip.limit(clipnorm, global_clipnorm)
+
     def check(self, addresses: np.ndarray, gradients: Sequence[Tensor]) -> Tensor:
         """Whether all gradients are finite.
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from thalweg.compiler import KernelKey, compile_rule, reads_shape
+from thalweg.compiler import KernelKey, compile_rule
 from thalweg.compiler.graph import Space, operands_of
-from thalweg.compiler.interpret import program_of
 from thalweg.compiler.program import Program
 from thalweg.compiler.triton_kernel import has_triton
 from thalweg.step.bandwidth import Bandwidth, read_bandwidth
@@ -89,9 +88,7 @@ def explain(title: str, members: Iterable[tuple[str, Member, torch.dtype]]) -> s
 
 
 def _use(name: str, member: Member, gradient: torch.dtype) -> _Use:
-    with_shape = reads_shape(member.rule, member.flags, member.layouts)
-    key = member.key(gradient, with_shape=with_shape)
-    program = program_of(key.rule, key.flags, key.layouts, (), key.shape)
+    key, program = member.key(gradient), member.program()
     num_bytes = _num_bytes(program, member, gradient)
     return _Use(name, member, key, program, num_bytes, _bandwidth(member.var.device))
 

@@ -62,27 +62,23 @@ class Member:
     @property
     def reduces_whole(self) -> bool:
         """Whether the rule reduces over the whole variable."""
-        return self._program().num_passes > 1
+        return self.program().num_passes > 1
 
-    def key(self, gradient: torch.dtype, *, with_shape: bool = True) -> KernelKey:
-        """The kernel that updates it.
-
-        Args:
-            gradient: The gradient's dtype.
-            with_shape: Whether the key holds what the rule reads of the shape.
-        """
+    def key(self, gradient: torch.dtype) -> KernelKey:
+        """The kernel that updates it, given the gradient's dtype."""
         return KernelKey(
             self.rule,
             self.flags,
             (*(t.dtype for t in self.tensors), gradient),
             layouts=self.layouts,
-            shape=self._shape_read() if with_shape else None,
+            shape=self._shape_read(),
         )
 
     def _shape_read(self) -> tuple[int | None, ...] | None:
         return shape_read(self.rule, self.flags, self.layouts, self.shape)
 
-    def _program(self) -> Program:
+    def program(self) -> Program:
+        """The passes of the rule over this variable."""
         return program_of(self.rule, self.flags, self.layouts, (), self._shape_read())
 
 

@@ -119,15 +119,22 @@ class ClipFactors:
         items = np.array([[0, 0, 0, squared.numel(), 0]], dtype=np.int64)
         places = [self._scales.data_ptr(), squared.data_ptr()]
         self._pointers = np.array([places], dtype=np.int64)
-        numbers = {
-            APPLY: 1.0,
-            "clipnorm": clipnorm or 0.0,
-            "global_clipnorm": global_clipnorm or 0.0,
-        }
-        row = [numbers.get(name, 0.0) for name in kernel.columns.names]
-        self._scalars, self._unscale = np.array([row]), kernel.columns.index["unscale"]
+        self._columns = kernel.columns.index
+        self._scalars = np.zeros((1, len(kernel.columns)))
+        self._scalars[0, self._columns[APPLY]] = 1.0
+        self._unscale = self._columns["unscale"]
+        self.limit(clipnorm, global_clipnorm)
         self._items = items
         self._launch = kernel.bind(items, self._pointers, self._scalars)
+
+    def limit(self, clipnorm: float | None, global_clipnorm: float | None) -> None:
+        """Change the numbers of the clips that were given."""
+        for name, limit in (
+            ("clipnorm", clipnorm),
+            ("global_clipnorm", global_clipnorm),
+        ):
+            if limit is not None:
+                self._scalars[0, self._columns[name]] = limit
 
     def __call__(self, unscale: float = 1.0) -> torch.Tensor:
         """Compute the factors.

@@ -212,9 +212,10 @@ class Plan:
         common: float | None,
     ) -> np.ndarray:
         """What each gradient is multiplied by, given the squared norms of all."""
-        key = clipnorm, common
+        key = clipnorm is not None, common is not None
         if key not in self._clips:
             self._clips[key] = HostClip(len(squared), clipnorm, common)
+        self._clips[key].limit(clipnorm, common)
         return self._clips[key].of(squared, unscale)
 
     @property
@@ -235,7 +236,7 @@ class Plan:
         self, clipvalue: float | None, clipnorm: float | None, common: float | None
     ) -> DeviceFold:
         """Norms and factors of the gradients on the device; made once."""
-        key = clipvalue is not None, clipnorm, common
+        key = clipvalue is not None, clipnorm is not None, common is not None
         if key not in self._folds:
             self._folds[key] = DeviceFold(
                 self._loaded[0],
@@ -243,6 +244,7 @@ class Plan:
                 clipnorm=clipnorm,
                 global_clipnorm=common,
             )
+        self._folds[key].limit(clipnorm, common)
         return self._folds[key]
 
     def _write_apply(self, applies: torch.Tensor) -> None:

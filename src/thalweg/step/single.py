@@ -150,6 +150,10 @@ class Launcher(threading.local):
         self._last: _Known | None = None
         self._made: dict[tuple[torch.dtype, ...], _SingleLaunch | None] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tables hold addresses of this process; a copy makes its own.
+        return Launcher, (self._rule, self._flags)
+
     def again(self, tensors: Sequence[Any], numbers: Sequence[float]) -> bool:
         """Apply the rule if the tensors are like those of an earlier launch.
 

@@ -13,7 +13,6 @@ from thalweg.testing.reference import (
     has_kernel,
     is_exact,
     member_of,
-    needs_all_rows,
     numbers_of,
     overwritten,
     transformed,
@@ -143,7 +142,7 @@ def rows_equal_dense(subject: Subject) -> str:
     before = table.detach().clone()
     optimizer.build([*variables()[:3], table])
     whole = policy == "exact" or (
-        not subject.is_by_hand and needs_all_rows(member_of(optimizer, table))
+        not subject.is_by_hand and member_of(optimizer, table).reduces_whole
     )
     try:
         for step in range(3):

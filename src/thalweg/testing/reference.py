@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from thalweg.compiler import KernelKey, compile_rule, interpret, reads_shape
+from thalweg.compiler import compile_rule, interpret
 from thalweg.compiler.graph import Space, operation_of, space_of
-from thalweg.compiler.interpret import program_of
-from thalweg.compiler.program import Program
 from thalweg.gradients import clip_by_global_norm, clip_by_norm, clip_by_value
 from thalweg.state import handle_of
 from thalweg.step import (
@@ -27,7 +25,6 @@ __all__ = [
     "has_kernel",
     "is_exact",
     "member_of",
-    "needs_all_rows",
     "numbers_of",
     "overwritten",
     "transformed",
@@ -127,31 +124,14 @@ class Reference:
         return [[t.detach() for t in self._tensors(v)] for v in self._held]
 
 
-def key_of(member: Member, gradient: torch.dtype) -> KernelKey:
-    """The key of the kernel that updates a member."""
-    with_shape = reads_shape(member.rule, member.flags, member.layouts)
-    return member.key(gradient, with_shape=with_shape)
-
-
 def has_kernel(member: Member, gradient: torch.dtype) -> bool:
     """Whether a compiled kernel updates a member, not the interpreter."""
-    return compile_rule(key_of(member, gradient)).backend == "c"
-
-
-def _program_of(member: Member) -> Program:
-    with_shape = reads_shape(member.rule, member.flags, member.layouts)
-    shape = tuple(member.var.shape) if with_shape else None
-    return program_of(member.rule, member.flags, member.layouts, (), shape)
-
-
-def needs_all_rows(member: Member) -> bool:
-    """Whether the rule reduces over the whole variable."""
-    return _program_of(member).num_passes > 1
+    return compile_rule(member.key(gradient)).backend == "c"
 
 
 def is_exact(member: Member) -> bool:
     """Whether kernel and interpreter promise the same bits: no exp, log or pow."""
-    nodes = _program_of(member).trace.graph.nodes
+    nodes = member.program().trace.graph.nodes
     on_tensors = [n for n in nodes if n.op == "call_function"]
     on_tensors = [n for n in on_tensors if space_of(n) != Space.SCALAR]
     operations = [operation_of(n) for n in on_tensors]

@@ -159,7 +159,8 @@ class Model(Fitting):
                 needs a `LossScaleOptimizer`.
 
         Raises:
-            ValueError: If a name is unknown; the nearest known one is said.
+            ValueError: If a name is unknown; the nearest known one is said. If
+                ``autocast`` is none of these, or "float16" without a loss scale.
             TypeError: If the optimizer cannot `minimize`, or loss or metrics are of
                 no known kind.
         """
@@ -312,7 +313,9 @@ def _autocast_of(name: str | None, optimizer: Any) -> torch.dtype | None:
     if name not in _AUTOCAST_DTYPES or (name == "float16" and not has_scale):
         action = "float16 needs a tw.LossScaleOptimizer, bfloat16 does not."
         raise ValueError(
-            message("compile", "autocast 'bfloat16' or None", repr(name), action)
+            message(
+                "compile", "autocast 'bfloat16', 'float16' or None", repr(name), action
+            )
         )
     return _AUTOCAST_DTYPES[name]
 

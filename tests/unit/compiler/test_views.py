@@ -57,3 +57,29 @@ def test_a_gradient_that_is_written_is_copied_each_time() -> None:
         assert views.part()
         var.zero_()
         assert tensor_of(views.memory[0][1]).tolist() == [number] * 4
+
+
+def test_a_gradient_that_was_parted_is_read_anew() -> None:
+    # The gradient of both launches is x; in the first one it is the variable, too.
+    x, y = np.full(3, 2.0, np.float32), np.zeros(3, np.float32)
+    items = np.array([[0, 0, 0, 3, 0]])
+    pointers = np.array([[x.ctypes.data, x.ctypes.data]])
+    views = ItemViews([torch.float32, torch.float32], items, pointers)
+    assert views.part()
+    x[:] = 7.0
+    pointers[0, 0] = y.ctypes.data
+    views.move(pointers)
+    assert not views.part()
+    assert views.memory[0][1].tolist() == [7.0, 7.0, 7.0]
+
+
+@pytest.mark.parametrize("length", [0, 2])
+def test_views_of_halves_made_in_inference_mode_can_be_written_later(
+    length: int,
+) -> None:
+    own = torch.zeros(2, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        view = view_memory(own.data_ptr(), length, torch.bfloat16)
+    assert isinstance(view, torch.Tensor)
+    view.fill_(1.0)
+    assert own.tolist() == [1.0 if length else 0.0] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -208,3 +209,23 @@ def test_numbers_are_the_same_in_a_batch() -> None:
             together = work(alphas)
         alone = work(alphas)
         assert list(map(str, together)) == list(map(str, alone))
+
+
+def test_a_number_too_large_for_a_float_is_refused() -> None:
+    var = torch.ones(2)
+    with pytest.raises(TypeError, match="larger int"):
+        tw.raw_ops.ResourceApplyGradientDescent(
+            var=var, alpha=10**400, delta=torch.ones(2)
+        )
+    assert var.tolist() == [1.0, 1.0]
+
+
+def test_an_own_op_that_has_run_can_be_copied() -> None:
+    @tw.raw_op
+    def descend(var, grad, *, lr):
+        return var - lr * grad
+
+    descend(var=torch.ones(2), grad=torch.ones(2), lr=0.5)
+    var = torch.ones(2)
+    copy.deepcopy(descend)(var=var, grad=torch.ones(2), lr=0.5)
+    assert var.tolist() == [0.5, 0.5]

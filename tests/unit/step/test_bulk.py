@@ -143,3 +143,20 @@ def test_objects_laid_out_in_another_way_are_asked_by_python(
 ) -> None:
     monkeypatch.setattr(bulk, "_OFFSETS", (32,))
     assert bulk._offset([torch.zeros(2)]) is None
+
+
+def test_the_first_questions_may_come_in_inference_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tensor = torch.zeros(2)
+    with torch.inference_mode():
+        assert Places([tensor]).are_kept()
+        bulk_calls = getattr(bulk._calls, "__wrapped__", bulk._calls)
+        monkeypatch.setattr(bulk, "_calls", bulk_calls)
+        assert Places([tensor]).are_kept()
+
+
+def test_another_number_of_tensors_is_not_read_past_the_end() -> None:
+    room = Addresses(3)
+    with pytest.raises(ValueError, match="broadcast"):
+        room.read([torch.zeros(1), torch.zeros(1)])

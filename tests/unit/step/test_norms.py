@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import thalweg as tw
 from thalweg.compiler import compilation
 from thalweg.step.norms import HostClip, SquaredNorms
 
@@ -58,3 +59,23 @@ def test_norms_are_read_anew_each_time() -> None:
     assert norms(addresses, 10.0, 1).tolist() == [25.0, 0.0, 12.0]
     gradients[2].fill_(1.0)
     assert norms(addresses, 3.5, 1).tolist() == [3.0**2 + 3.5**2, 0.0, 3.0]
+
+
+def test_limits_can_change() -> None:
+    clip = HostClip(2, 1.0, 10.0)
+    squared = np.array([4.0, 16.0])
+    assert clip.of(squared).tolist() == [0.5, 0.25]
+    clip.limit(2.0, 10.0)
+    assert clip.of(squared).tolist() == [1.0, 0.5]
+
+
+def test_a_clip_that_changes_in_every_step_keeps_nothing() -> None:
+    weight = tw.Variable([0.0, 0.0])
+    optimizer = tw.optimizers.SGD(1.0, global_clipnorm=1.0)
+    for limit in (1.0, 2.0, 4.0):
+        weight.assign([0.0, 0.0])
+        optimizer.global_clipnorm = limit
+        optimizer.apply_gradients([(torch.tensor([-6.0, -8.0]), weight)])
+        assert weight.tolist() == pytest.approx([0.6 * limit, 0.8 * limit])
+    assert optimizer._plan is not None
+    assert len(optimizer._plan._clips) == 1
