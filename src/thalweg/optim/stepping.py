@@ -22,6 +22,7 @@ from thalweg.optim.roster import (
     parameters_of_groups,
 )
 from thalweg.step import Plan, RowUpdate, launch_row_updates
+from thalweg.step.device_clock import refuse_capture
 
 __all__ = ["Stepper"]
 
@@ -45,7 +46,11 @@ class Stepper:
 
         Returns:
             False if it was left out because of an inf or NaN.
+
+        Raises:
+            RuntimeError: While the current stream is captured as a CUDA graph.
         """
+        refuse_capture(type(optimizer).__name__, "a step count of torch's")
         groups = optimizer.param_groups
         parameters = parameters_of_groups(groups)
         gradients = gradients_of(parameters)

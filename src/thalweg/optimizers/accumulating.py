@@ -18,8 +18,9 @@ from thalweg.optimizers.declarations import Flag, Hyper
 from thalweg.optimizers.initial import new_slot
 from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
 from thalweg.state import handle_of, name_of
+from thalweg.step.device_clock import refuse_capture
 
-__all__ = ["Accumulating", "refuse_capture"]
+__all__ = ["Accumulating"]
 
 _POSITION = "gradient_accumulation_position"
 
@@ -202,24 +203,3 @@ class Accumulating(Applying):
         with torch.no_grad():
             slot.copy_(value)
         self._sums.restore_dense(entry)
-
-
-def refuse_capture(where: str, what: str) -> None:
-    """Refuse to record a step as a CUDA graph where the host decides what it does.
-
-    Args:
-        where: Name of the optimizer, for the message.
-        what: What decides.
-
-    Raises:
-        RuntimeError: If the current stream is being captured.
-    """
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            message(
-                f"capture of a step of {where}",
-                "one whose replays need nothing of the host",
-                f"{what}, of which the host keeps count",
-                "Take its steps outside the graph.",
-            )
-        )

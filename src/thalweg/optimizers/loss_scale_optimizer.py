@@ -17,10 +17,10 @@ from thalweg.gradients.loss_scale import (
     scaled,
 )
 from thalweg.optimizers import registry
-from thalweg.optimizers.accumulating import refuse_capture
 from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.optimizer import Optimizer
 from thalweg.state import NoDependency, Trackable, Variable, VariableList
+from thalweg.step.device_clock import refuse_capture
 
 __all__ = ["LossScaleOptimizer"]
 

@@ -19,7 +19,7 @@ from thalweg.compiler.triton_tables import is_capturing
 from thalweg.errors import message
 from thalweg.step.compose import STEP
 
-__all__ = ["DeviceClock", "NumbersOf", "clock_in_force"]
+__all__ = ["DeviceClock", "NumbersOf", "clock_in_force", "refuse_capture"]
 
 NumbersOf = Callable[[int], Sequence[float]]
 """From the number of applied steps to one number for each setting."""
@@ -34,6 +34,27 @@ _in_force: ContextVar[DeviceClock | None] = ContextVar("device_clock", default=N
 def clock_in_force() -> DeviceClock | None:
     """The clock of the step under way, for updates of rows beside its plan."""
     return _in_force.get()
+
+
+def refuse_capture(where: str, what: str) -> None:
+    """Refuse to record a step as a CUDA graph where the host decides what it does.
+
+    Args:
+        where: Name of the optimizer, for the message.
+        what: What decides.
+
+    Raises:
+        RuntimeError: If the current stream is being captured.
+    """
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            message(
+                f"capture of a step of {where}",
+                "one whose replays need nothing of the host",
+                f"{what}, of which the host keeps count",
+                "Take its steps outside the graph.",
+            )
+        )
 
 
 class DeviceClock:

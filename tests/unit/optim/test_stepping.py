@@ -270,3 +270,14 @@ def test_tied_parameters_are_refused_with_advice() -> None:
     with pytest.raises(ValueError, match="tied variable once"):
         optimizer.step()
     assert torch.equal(weight, torch.ones(3))
+
+
+def test_a_capture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = optim.SGD([weight], lr=1.0)
+    weight.grad = torch.ones(2)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="outside the graph"):
+        optimizer.step()
+    assert weight.tolist() == [1.0, 1.0]
