@@ -31,7 +31,10 @@ def train(
     seed: Annotated[int, typer.Option(help="Of first values and order.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for what is written; runs/TASK by default."),
+        typer.Option(
+            help="Folder for what is written; by default the run that is resumed, "
+            "or runs/TASK."
+        ),
     ] = None,
     strategy: Annotated[
         str, typer.Option(help="default, or mirrored under torchrun.")
@@ -57,7 +60,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
-        out=out or Path("runs") / task,
+        out=out or _run_folder(resume) or Path("runs") / task,
         strategy=strategy,
         resume=resume,
         save_every=save_every,
@@ -69,6 +72,15 @@ def train(
 def _train(task: str, options: Options) -> Outcome:
     chosen = thalweg.tasks.get(task)
     return thalweg.tasks.train(chosen, options, announce=_print)
+
+
+def _run_folder(resume: Path | None) -> Path | None:
+    """The run that a checkpoint is part of: it goes on there."""
+    if resume is None:
+        return None
+    if resume.name == "checkpoint":
+        return resume.parent
+    return resume if (resume / "checkpoint").is_dir() else None
 
 
 def _show(outcome: Outcome, is_json: bool) -> None:

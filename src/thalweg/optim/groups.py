@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from thalweg.errors import describe, message
+from thalweg.optim.options import Extras
 from thalweg.state import name_of
 
 __all__ = ["adam_numbers", "check_group", "check_not_negative", "coupled", "decoupled"]
@@ -72,9 +73,20 @@ def check_group(where: str, group: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: If a parameter is not floating.
-        ValueError: If a parameter is complex.
+        ValueError: If a parameter is complex, or a keyword of the whole optimizer is
+            among the options.
         NotImplementedError: If the group asks for ``differentiable``.
     """
+    own = [name for name in Extras.__annotations__ if name in group]
+    if own:
+        raise ValueError(
+            message(
+                where,
+                "groups with options of torch",
+                f"{own} in one",
+                "Give them to the constructor: they hold for all groups.",
+            )
+        )
     for parameter in group["params"]:
         if parameter.is_complex():
             raise ValueError(

@@ -23,6 +23,11 @@ from thalweg.state import canonical_name
 __all__ = ["load_state", "plain_groups"]
 
 _OWN_KEYS = ("params", "param_names")
+_ADDED_BY_TORCH = {
+    *("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"),
+    *("decoupled_weight_decay", "nesterov", "centered", "momentum"),
+}
+"""Options that older state dicts may lack; torch fills them in."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def load_state(
     for hook in list(optimizer._optimizer_load_state_dict_pre_hooks.values()):
         changed = hook(optimizer, saved)
         saved = saved if changed is None else changed
+    _check_options(optimizer, saved["param_groups"])
     match = _match(optimizer, copy.deepcopy(saved["param_groups"]), strict=strict)
     _check_shapes(optimizer, saved["state"], match)
     state = _copied(optimizer, saved["state"], match)
@@ -60,6 +66,21 @@ def load_state(
     optimizer.__setstate__({})
     for hook in list(optimizer._optimizer_load_state_dict_post_hooks.values()):
         hook(optimizer)
+
+
+def _check_options(optimizer: Described, groups: list[dict[str, Any]]) -> None:
+    """Refuse the state of another kind of optimizer: its groups lack numbers."""
+    needed = [key for key in optimizer.defaults if key not in _ADDED_BY_TORCH]
+    missing = [key for key in needed if any(key not in group for group in groups)]
+    if missing:
+        raise ValueError(
+            message(
+                f"{type(optimizer).__name__}.load_state_dict",
+                f"groups with the options {needed}",
+                f"groups without {missing}",
+                "Load the state of an optimizer of the same kind.",
+            )
+        )
 
 
 def plain_groups(saved: Mapping[str, Any]) -> None:

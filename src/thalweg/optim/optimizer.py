@@ -75,7 +75,8 @@ class DropIn(Described):
 
         Raises:
             TypeError: If a parameter is no tensor, or not floating.
-            ValueError: If a parameter is in another group, no leaf, or complex.
+            ValueError: If a parameter is in another group, no leaf, or complex; if an
+                option is a keyword of the whole optimizer, as ``max_grad_norm``.
             NotImplementedError: If the group asks for ``differentiable``.
         """
         if not hasattr(self, "_options"):

@@ -74,6 +74,10 @@ class Report:
         """The checks that say nothing about this optimizer."""
         return [line for line in self.lines if line.outcome == "skipped"]
 
+    def __bool__(self) -> bool:
+        """Whether no check failed, so that ``assert check(...)`` means what it says."""
+        return not self.failed
+
     def raise_if_failed(self) -> None:
         """Raise if a check failed.
 

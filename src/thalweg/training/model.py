@@ -299,7 +299,7 @@ def _optimizer_of(optimizer: Any) -> Any:
             message(
                 "compile",
                 "an optimizer that can minimize",
-                f"torch.optim.{type(optimizer).__name__}",
+                f"{type(optimizer).__name__}, which has torch's interface",
                 "Pass one of thalweg.optimizers, or use it in an own train_step.",
             )
         )

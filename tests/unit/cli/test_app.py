@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import thalweg
 from thalweg.cli import app as entry
 from thalweg.cli import main
+from thalweg.cli.train import _run_folder
 
 runner = CliRunner()
 
@@ -56,6 +57,16 @@ def test_digits_train_and_end_in_json(tmp_path: Path) -> None:
     assert Path(result["curves"]).is_file()
     assert any(line.startswith("test accuracy: 0.9") for line in lines)
     assert sum(line.startswith("epoch ") for line in lines) == 8
+
+
+@pytest.mark.parametrize("named", ["run", "checkpoint"])
+def test_a_resumed_run_goes_on_where_it_is(named: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "mine" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    resumed = checkpoint if named == "checkpoint" else checkpoint.parent
+    assert _run_folder(resumed) == tmp_path / "mine"
+    assert _run_folder(None) is None
+    assert _run_folder(tmp_path) is None
 
 
 def test_a_run_can_be_resumed(tmp_path: Path) -> None:

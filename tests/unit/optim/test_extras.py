@@ -250,3 +250,14 @@ def test_dtypes_of_unknown_state_are_refused() -> None:
     with pytest.raises(ValueError, match=r"exp_avg_sq.*'nope'"):
         optimizer.step()
     assert parameter.tolist() == [1.0, 1.0]
+
+
+def test_keywords_of_the_whole_optimizer_are_refused_in_a_group() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="max_grad_norm"):
+        optim.SGD([{"params": [weight], "max_grad_norm": 1.0}], lr=1.0)
+    optimizer = optim.SGD([weight], lr=1.0)
+    other = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="nonfinite"):
+        optimizer.add_param_group({"params": [other], "nonfinite": "skip"})
+    assert len(optimizer.param_groups) == 1

@@ -262,3 +262,18 @@ def test_torch_loads_what_was_saved_before_the_first_step(name: str) -> None:
     held = parameters(dtype=torch.float32)
     torch_class(held).load_state_dict(own_class(held).state_dict())
     own_class(held).load_state_dict(torch_class(held).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [(optim.AdamW, optim.SGD), (optim.Adagrad, optim.Adam), (optim.Adam, optim.NAdam)],
+)
+def test_state_of_another_kind_of_optimizer_is_refused(saved: Any, loaded: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    first, second = saved([weight], lr=0.5), loaded([weight], lr=0.25)
+    first.step()
+    with pytest.raises(ValueError, match="of the same kind"):
+        second.load_state_dict(first.state_dict())
+    assert second.param_groups[0]["lr"] == 0.25
+    assert not second.state

@@ -44,3 +44,8 @@ def test_an_expectation_that_holds_says_nothing() -> None:
     expect([1], "never said")
     with pytest.raises(CheckFailedError, match="said"):
         expect([], "said")
+
+
+def test_a_report_with_a_failure_is_false() -> None:
+    assert not REPORT
+    assert Report("Descent()", (REPORT.lines[0], REPORT.lines[2]))
