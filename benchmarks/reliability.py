@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import crashes, resharding, resuming
+from benchmarks import crashes, hostile, resharding, resuming
 from benchmarks.harness import RESULTS, interleaved, report
 from benchmarks.power_loss import states, traced
 from benchmarks.savers import SAVERS, load_distributed, save_distributed, state_of
@@ -327,6 +327,25 @@ def _forged(text: bytes, chance: random.Random) -> bytes:
     return seal(content)
 
 
+def hostile_folders() -> list[Row]:
+    """Folders as slow to refuse as may be, of the largest size that is read."""
+    slowest, largest, failures = ("", 0.0), ("", 0.0), 0
+    for name, make in hostile.KINDS.items():
+        with scratch(fast=True) as folder:
+            make(folder / "x")
+            found = hostile.refuse(folder / "x")
+        memory = found["peak"] / found["granted"]
+        slowest = max(slowest, (name, found["seconds"]), key=lambda pair: pair[1])
+        largest = max(largest, (name, memory), key=lambda pair: pair[1])
+        failures += not found["sound"] or found["seconds"] > 1.0 or memory > 1.0
+    notes = {
+        "slowest": f"{slowest[0]} {slowest[1]:.2f} s",
+        "most memory": f"{largest[0]} {largest[1]:.2f} of what is granted",
+    }
+    name = "hostile folders at the largest allowed size"
+    return [row(name, "thalweg", len(hostile.KINDS), failures, **notes)]
+
+
 # ---------------------------------------------------- any ranks to any, and races
 
 
@@ -513,6 +532,7 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         "exit": exit_everywhere,
         "disk": lambda: full_disk(CODES[:1] if quick else CODES),
         "fuzz": lambda: fuzz(300 if quick else 10_000),
+        "hostile": hostile_folders,
         "race": lambda: races(10 if quick else 200),
         "reshard": reshard,
         "resume": lambda: resume(quick),

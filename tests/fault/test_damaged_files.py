@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import reliability
+from benchmarks import hostile, reliability
 from thalweg.checkpoint import Checkpoint
 from thalweg.checkpoint.manifest import seal
 from thalweg.errors import CheckpointError
@@ -185,3 +185,16 @@ def test_a_file_of_noise_takes_no_more_than_twice_its_size(
     finally:
         tracemalloc.stop()
     assert peak <= 2 * len(noise) + (1 << 20)
+
+
+@pytest.mark.parametrize("kind", hostile.KINDS)
+def test_as_much_text_as_may_be_read_is_refused_within_its_memory(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small form: the benchmark holds the largest folders to a second."""
+    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", 1 << 18)
+    monkeypatch.setattr(hostile, "SPARSE_BYTES", 1 << 22)
+    hostile.KINDS[kind](tmp_path / "x")
+    found = hostile.refuse(tmp_path / "x")
+    assert found["sound"], found
+    assert found["peak"] <= found["granted"]

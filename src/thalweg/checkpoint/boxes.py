@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, Self
 
-MOST_CUTS: Final = 64
+# A box is looked at so often on the average until its tensor's boxes are refused.
+MOST_LOOKS: Final = 24
 
 
 class Box(NamedTuple):
@@ -85,8 +86,8 @@ def overlaps(wanted: Box, stored: Sequence[Box]) -> list[Overlap]:
 def is_tiling(shape: Sequence[int], boxes: Sequence[Box]) -> bool:
     """Whether every element of a shape is in exactly one box.
 
-    The boxes have to come apart by straight cuts, as those of every mesh do; that is
-    what makes the check fast for any number of them. An empty shape has one box.
+    Boxes of every mesh are a grid; that is checked fast for any number of them. Others
+    have to come apart by straight cuts, and by few of them.
 
     Example:
         >>> is_tiling((4,), [Box((0,), (3,)), Box((3,), (1,))])
@@ -94,33 +95,91 @@ def is_tiling(shape: Sequence[int], boxes: Sequence[Box]) -> bool:
         >>> is_tiling((4,), [Box((0,), (3,)), Box((2,), (2,))])
         False
     """
-    whole = Box.whole(shape)
-    if len(boxes) == 1:
-        return boxes[0] == whole
-    regions = [(whole, list(boxes))]
-    if any(box.is_empty for box in boxes):
+    if is_grid(shape, boxes):
+        return True
+    alike = all(len(o) == len(s) == len(shape) for o, s in boxes)
+    if len(boxes) < 2 or not alike or any(box.is_empty for box in boxes):
         return False
-    for _ in range(MOST_CUTS):
-        remaining: list[tuple[Box, list[Box]]] = []
-        for region, inside in regions:
-            if len(inside) != 1:
-                parts = _cut(region, inside)
-                if not parts:
-                    return False
-                remaining.extend(parts)
-            elif inside[0] != region:
+    return _comes_apart(Box.whole(shape), boxes)
+
+
+def is_grid(shape: Sequence[int], boxes: Sequence[Box]) -> bool:
+    """Whether the boxes are all those that cuts through the whole shape make.
+
+    Those of every mesh are. There is no other tiling of a shape that fewer than three
+    boxes make.
+    """
+    if len(boxes) < 2:
+        return list(boxes) == [Box.whole(shape)]
+    if _is_row(tuple(shape), boxes):
+        return True
+    alike = all(len(o) == len(s) == len(shape) for o, s in boxes)
+    return alike and not any(0 in s for _, s in boxes) and _is_product(shape, boxes)
+
+
+def _is_row(shape: tuple[int, ...], boxes: Sequence[Box]) -> bool:
+    """Whether the boxes follow on one another along one dimension, as shards do."""
+    axis = 0
+    for size, extent in zip(shape, boxes[0].shape, strict=False):
+        if size != extent:
+            break
+        axis += 1
+    before, behind = shape[:axis], shape[axis + 1 :]
+    left, right = (0,) * axis, (0,) * len(behind)
+    reached = 0
+    for offset, extents in boxes:
+        extent = extents[axis] if axis < len(extents) else 0
+        if offset != (*left, reached, *right) or extents != (*before, extent, *behind):
+            return False
+        if not extent:
+            return False
+        reached += extent
+    return shape[axis:] != () and reached == shape[axis]
+
+
+def _is_product(shape: Sequence[int], boxes: Sequence[Box]) -> bool:
+    """Whether the boxes are all combinations of spans that fill each dimension."""
+    offsets = [box.offset for box in boxes]
+    begins = list(zip(*offsets, strict=True))
+    extents = list(zip(*(box.shape for box in boxes), strict=True))
+    count = 1
+    for size, begin, extent in zip(shape, begins, extents, strict=True):
+        spans = sorted(set(zip(begin, extent, strict=True)))
+        ends = [0, *(first + more for first, more in spans)]
+        if [first for first, _ in spans] != ends[:-1] or ends[-1] != size:
+            return False
+        count *= len(spans)
+    return count == len(boxes) == len(set(offsets))
+
+
+def _comes_apart(whole: Box, boxes: Sequence[Box]) -> bool:
+    regions = [(whole, list(boxes))]
+    looks = MOST_LOOKS * len(boxes)
+    while regions:
+        region, inside = regions.pop()
+        if len(inside) != 1:
+            dimensions = _uneven(inside)
+            looks -= len(inside) * len(dimensions)
+            parts = _cut(region, inside, dimensions) if looks >= 0 else []
+            if not parts:
                 return False
-        if not remaining:
-            return True
-        regions = remaining
-    return False
+            regions.extend(parts)
+        elif inside[0] != region:
+            return False
+    return True
 
 
-def _cut(region: Box, boxes: list[Box]) -> list[tuple[Box, list[Box]]]:
+def _uneven(boxes: list[Box]) -> list[int]:
+    """The dimensions in which boxes do not all begin alike: cuts are there only."""
+    begins = zip(*(box.offset for box in boxes), strict=True)
+    return [number for number, found in enumerate(begins) if len(set(found)) > 1]
+
+
+def _cut(
+    region: Box, boxes: list[Box], dimensions: list[int]
+) -> list[tuple[Box, list[Box]]]:
     """Cut a region along the first dimension in which no box is in the way."""
-    if any(len(box.shape) != len(region.shape) for box in boxes):
-        return []
-    for dimension in range(len(region.shape)):
+    for dimension in dimensions:
         slabs = _slabs(boxes, dimension)
         if len(slabs) > 1:
             begins = [slab[0].offset[dimension] for slab in slabs]

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from thalweg.checkpoint import disk
@@ -22,6 +23,9 @@ MANIFEST = "manifest.json"
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 TEMPORARY = re.compile(r"(?P<name>.+)\.tmp-[0-9a-f]{32}")
 ASIDE = re.compile(r"(?P<name>.+)\.old-[0-9a-f]{32}")
+LAST_NUMBER = re.compile(r"\d{1,18}$")
+# Names of a folder that are looked at to say what is in it.
+MOST_SEEN = 1 << 10
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
@@ -89,6 +93,37 @@ def is_checkpoint(path: Path) -> bool:
 def _is_ours(file: Path) -> bool:
     named = file.name == MANIFEST or FILE_NAME.fullmatch(file.name) is not None
     return named and file.is_file() and not file.is_symlink()
+
+
+def holds_tensors(path: Path) -> bool:
+    """Whether a folder holds tensors, as one that has lost its manifest does."""
+    with os.scandir(path) as found:
+        return any(
+            FILE_NAME.fullmatch(entry.name) for entry in islice(found, MOST_SEEN)
+        )
+
+
+def checkpoints_below(path: Path) -> list[Path]:
+    """Checkpoints in a folder or in folders in it, newest first.
+
+    Those with a number at the end of their names, as of a step, go by that.
+    """
+    children = list(_folders_in(path))
+    found = [*children, *(inner for child in children for inner in _folders_in(child))]
+    return sorted(filter(is_checkpoint, found[:MOST_SEEN]), key=_age, reverse=True)
+
+
+def _folders_in(path: Path) -> Iterator[Path]:
+    with suppress(OSError), os.scandir(path) as found:
+        for entry in islice(found, MOST_SEEN):
+            if entry.is_dir(follow_symlinks=False):
+                yield Path(entry.path)
+
+
+def _age(path: Path) -> tuple[int, int, str]:
+    number = LAST_NUMBER.search(path.name)
+    written = (path / MANIFEST).stat().st_mtime_ns
+    return int(number[0]) if number else -1, written, path.name
 
 
 def remove_checkpoint(path: Path) -> None:

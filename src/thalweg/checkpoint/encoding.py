@@ -172,14 +172,29 @@ def _malformed(value: object, where: str) -> CheckpointError:
 
 
 def tensor_keys(value: Any) -> list[str]:
-    """Keys of all tensors that an encoded value refers to, in order."""
-    if isinstance(value, list):
-        return [key for item in value for key in tensor_keys(item)]
-    if not isinstance(value, dict):
-        return []
-    if len(value) == 1 and next(iter(value)) in ("$tensor", "$array"):
-        return [key for key in value.values() if isinstance(key, str)]
-    return [key for item in value.values() for key in tensor_keys(item)]
+    """Keys of all tensors that an encoded value refers to."""
+    found: list[str] = []
+    level = _inside([[value]])
+    while level:
+        found += [
+            key
+            for item in level
+            if type(item) is dict and len(item) == 1
+            for tag, key in item.items()
+            if tag in ("$tensor", "$array") and isinstance(key, str)
+        ]
+        level = _inside(level)
+    return found
+
+
+def _inside(containers: list[Any]) -> list[Any]:
+    """The lists and dicts that these hold, one level down."""
+    return [
+        inner
+        for item in containers
+        for inner in (item.values() if type(item) is dict else item)
+        if type(inner) in (dict, list)
+    ]
 
 
 def dump(value: Any, levels: int = 0) -> bytes:
@@ -222,12 +237,11 @@ def parsed_bytes(text: bytes) -> int:
     return characters + strings + objects
 
 
-def parse(text: bytes, is_shallow: bool = False) -> Any:
+def parse(text: bytes) -> Any:
     """Read strict JSON.
 
     Args:
         text: In UTF-8.
-        is_shallow: Whether the depth is known to be small already.
 
     Raises:
         ValueError: For malformed text, NaN, Infinity, a bare float, a duplicate key,
@@ -237,7 +251,7 @@ def parse(text: bytes, is_shallow: bool = False) -> Any:
         value = _STRICT.decode(text.decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not is_shallow and not _is_flatter(value, LARGEST_DEPTH):
+    if not _is_flatter(value, LARGEST_DEPTH):
         raise ValueError(f"nested more than {LARGEST_DEPTH} deep")
     return value
 
@@ -262,9 +276,7 @@ _STRICT: Final = json.JSONDecoder(
 
 def _is_flatter(value: Any, levels: int) -> bool:
     """Whether containers stand in containers no more than so many times."""
-    if not isinstance(value, list | dict):
-        return True
-    items = value.values() if isinstance(value, dict) else value
-    return levels > 0 and all(
-        _is_flatter(item, levels - 1) for item in items if isinstance(item, list | dict)
-    )
+    level = _inside([[value]])
+    for _ in range(levels):
+        level = _inside(level)
+    return not level

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,29 +15,30 @@ from thalweg.checkpoint.durable import (
     abandon,
     asides,
     begin,
+    checkpoints_below,
     checksum,
+    holds_tensors,
     publish,
     write_file,
 )
-from thalweg.checkpoint.manifest import (
-    LARGEST_MANIFEST_BYTES,
-    FileEntry,
-    Manifest,
-    StoredBox,
-    TensorEntry,
-    parse_manifest,
-)
+from thalweg.checkpoint.entries import FileEntry, StoredBox, TensorEntry
+from thalweg.checkpoint.manifest import Manifest, parse_files, parse_manifest
+from thalweg.checkpoint.members import TEXT_OF_A_FILE, most_text
 from thalweg.checkpoint.pieces import Piece, piece_of
 from thalweg.checkpoint.ranks import Ranks
 from thalweg.checkpoint.tensor_file import (
     DTYPE_NAMES,
+    Layout,
     TensorFile,
     damaged,
     file_chunks,
+    header_length,
 )
 from thalweg.errors import CheckpointError, message
 
 TENSORS = "tensors.safetensors"
+# Looking at each of more would take longer than reading the rest.
+MOST_FILES = 1 << 14
 
 
 def write_folder(
@@ -105,7 +107,7 @@ def _plan(
             got = f"{sorted(map(str, kinds))} in boxes {[tuple(b) for _, b in boxes]}"
             action = "Save a tensor that every rank holds alike, or a DTensor."
             raise CheckpointError(message("Checkpoint.save", expected, got, action))
-        entries[key] = TensorEntry(*kinds.pop(), tuple(boxes))
+        entries[key] = TensorEntry.divided(*kinds.pop(), boxes)
     return entries, list(written[ranks.number])
 
 
@@ -162,22 +164,27 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     """The folder to read for `path`: itself, or what an overwrite moved aside.
 
     Raises:
-        CheckpointError: If there is neither.
+        CheckpointError: If there is neither, or a folder that is no checkpoint.
     """
     place = Path(os.path.abspath(path))
     if place.is_dir():
-        return place
+        if os.path.lexists(place / MANIFEST) or holds_tensors(place):
+            return place
+        raise _no_checkpoint(place, f"a folder without {MANIFEST}")
     moved = asides(place)
     if moved:
         return moved[0]
-    got = "a file" if place.exists() else "nothing"
-    raise CheckpointError(
-        message(
-            f"Checkpoint: {place}",
-            "a checkpoint folder",
-            got,
-            "Pass the path that save returned.",
-        )
+    raise _no_checkpoint(place, "a file" if place.exists() else "nothing")
+
+
+def _no_checkpoint(place: Path, got: str) -> CheckpointError:
+    action = "Pass the path that save returned."
+    inside = checkpoints_below(place) if place.is_dir() else []
+    if inside:
+        got += f", with {len(inside):,} checkpoint{'s' * (len(inside) > 1)} inside"
+        action = f"Pass {inside[0]}{', the newest one' * (len(inside) > 1)}."
+    return CheckpointError(
+        message(f"Checkpoint: {place}", "a checkpoint folder", got, action)
     )
 
 
@@ -190,13 +197,34 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     Raises:
         CheckpointError: If there is no checkpoint or its manifest is not sound.
     """
-    file = find_folder(path) / MANIFEST
+    folder = find_folder(path)
+    return parse_manifest(*_text_of(folder))
+
+
+def _text_of(folder: Path) -> tuple[bytes, Path, int]:
+    """The manifest's bytes, its place, and how many bytes the other files have."""
+    file = folder / MANIFEST
     check_file(file)
+    with os.scandir(folder) as found:
+        entries = list(islice(found, MOST_FILES + 1))
+    if len(entries) > MOST_FILES:
+        raise damaged(file, f"more than {MOST_FILES:,} files beside it")
     size = file.stat().st_size
-    if size > LARGEST_MANIFEST_BYTES:
-        raise damaged(file, f"a manifest of {size} bytes")
-    stored = sum(_size_of(entry) for entry in os.scandir(file.parent))
-    return parse_manifest(file.read_bytes(), file, stored - size)
+    stored = sum(map(_size_of, entries)) - size
+    if size > most_text(stored):
+        got = f"a manifest of {size} bytes beside {stored} bytes of other files"
+        raise damaged(file, got)
+    return file.read_bytes(), file, stored
+
+
+def _read_checked(folder: Path) -> Manifest:
+    """The manifest, once its files are there in full size with headers to be read."""
+    text, file, stored = _text_of(folder)
+    files = parse_files(text, file)
+    for name, entry in files.items():
+        _check_size(folder / name, entry)
+    lengths = sum(header_length(folder / name) for name in files)
+    return parse_manifest(text, file, stored, lengths + TEXT_OF_A_FILE * len(files))
 
 
 def _size_of(entry: os.DirEntry[str]) -> int:
@@ -225,11 +253,7 @@ def check_structure(path: str | os.PathLike[str]) -> Manifest:
     Raises:
         CheckpointError: If there is no checkpoint, or it is not sound.
     """
-    folder = find_folder(path)
-    manifest = read_manifest(folder)
-    for name, entry in manifest.files.items():
-        _check_size(folder / name, entry)
-    return manifest
+    return _read_checked(find_folder(path))
 
 
 def verify(path: str | os.PathLike[str]) -> Manifest:
@@ -262,28 +286,34 @@ class Reader:
 
     def __init__(self, path: str | os.PathLike[str], checksums: bool = True) -> None:
         self.folder = find_folder(path)
-        self.manifest = read_manifest(self.folder)
-        for name, entry in self.manifest.files.items():
-            _check_size(self.folder / name, entry)
-        listed: dict[str, set[str]] = {name: set() for name in self.manifest.files}
-        for key, tensor in self.manifest.tensors.items():
-            for name, _ in tensor.boxes:
-                listed[name].add(key)
-        self._files = {n: TensorFile(self.folder / n, listed[n]) for n in listed}
-        self._check_layouts(listed)
+        self.manifest = _read_checked(self.folder)
+        self._files = {n: TensorFile(self.folder / n) for n in self.manifest.files}
+        self._check_layouts()
         if checksums:
             self.check_checksums()
 
-    def _check_layouts(self, listed: Mapping[str, set[str]]) -> None:
-        for key, entry in self.manifest.tensors.items():
-            for name, box in entry.boxes:
-                place = self._files[name].layout.get(key)
-                if place is None or place[:2] != (entry.dtype, box.shape):
-                    raise damaged(
-                        self.folder / name, f"a '{key}' unlike the manifest's"
-                    )
-        for name, file in self._files.items():
-            for key in file.layout.keys() - listed[name]:
+    def _check_layouts(self) -> None:
+        layouts = {name: file.layout for name, file in self._files.items()}
+        listed = dict.fromkeys(layouts, 0)
+        for key, (shape, dtype, stored) in self.manifest.tensors.items():
+            whole = isinstance(stored, str)
+            for name, box in ((stored, None),) if whole else stored:
+                place = layouts[name].get(key)
+                extent = shape if box is None else box.shape
+                if place is None or place.dtype != dtype or place.shape != extent:
+                    got = f"a '{key}' unlike the manifest's"
+                    raise damaged(self.folder / name, got)
+                listed[name] += 1
+        for name, layout in layouts.items():
+            if len(layout) != listed[name]:
+                self._refuse_unlisted(name, layout)
+
+    def _refuse_unlisted(self, name: str, layout: Mapping[str, Layout]) -> None:
+        tensors = self.manifest.tensors
+        for key in layout:
+            if key not in tensors or all(
+                name != file for file, _ in tensors[key].boxes
+            ):
                 raise damaged(self.folder / name, f"a '{key}' that is not listed")
 
     def check_checksums(self) -> None:
@@ -302,8 +332,8 @@ class Reader:
         It is mapped from its file, or put together if it was saved in boxes.
         """
         entry = self.manifest.tensors[key]
-        if len(entry.boxes) == 1:
-            return self._files[entry.boxes[0].file].read(key)
+        if isinstance(entry.stored, str):
+            return self._files[entry.stored].read(key)
         whole = torch.empty(entry.shape, dtype=entry.dtype)
         self._copy_box(key, Box.whole(entry.shape), whole)
         return whole

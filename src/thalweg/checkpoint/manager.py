@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from thalweg.checkpoint.callers import level_of_caller
 from thalweg.checkpoint.checkpoint import Checkpoint
 from thalweg.checkpoint.durable import (
     ASIDE,
@@ -75,6 +76,9 @@ class CheckpointManager:
         self._has_cleared = False
         self._last_step: int | None = None
         self._written: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"<CheckpointManager of {self.checkpoint!r} in {str(self.directory)!r}>"
 
     @property
     def checkpoints(self) -> list[str]:
@@ -297,7 +301,8 @@ def _step_of(path: Path) -> int | None:
 
 
 def _say_passed_over(path: str, problem: str) -> None:
-    warnings.warn(f"{path} was passed over. {problem}", stacklevel=4)
+    text = f"{path} was passed over. {problem}"
+    warnings.warn(text, stacklevel=level_of_caller())
 
 
 def _check_number(name: str, value: int | None, least: int = 1) -> None:

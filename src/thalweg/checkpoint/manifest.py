@@ -11,15 +11,10 @@ wrote it. Where an honest text would need more, blanks are written behind it.
 
 import re
 import zlib
-from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final
 
-import torch
-
-from thalweg.checkpoint.boxes import Box, is_tiling
-from thalweg.checkpoint.durable import FILE_NAME
 from thalweg.checkpoint.encoding import (
     decode,
     dump,
@@ -28,79 +23,54 @@ from thalweg.checkpoint.encoding import (
     parsed_bytes,
     tensor_keys,
 )
-from thalweg.checkpoint.members import ALWAYS_ALLOWED, Allowance, Members
-from thalweg.checkpoint.tensor_file import (
-    DTYPE_NAMES,
-    LARGEST_RANK,
-    check_count,
-    damaged,
+from thalweg.checkpoint.entries import (
+    FILE,
+    TENSOR,
+    FileEntry,
+    TensorEntry,
+    read_files,
+    read_tensors,
 )
+from thalweg.checkpoint.members import (
+    ALWAYS_ALLOWED,
+    PARSED_BYTES_OF_TEXT,
+    SPACE,
+    TEXT_OF_A_FILE,
+    Allowance,
+    Table,
+    check_count,
+    most_text,
+    without_collections,
+)
+from thalweg.checkpoint.tensor_file import damaged, num_bytes
 from thalweg.errors import CheckpointError, describe, message
 
 FORMAT: Final = "thalweg-checkpoint"
 FORMAT_VERSION: Final = 1
-LARGEST_MANIFEST_BYTES: Final = 1 << 28
-# Entries of tensors that are alike are read once, up to so many different ones.
-MOST_KNOWN: Final = 1 << 12
 BLANK: Final = "00000000"
-CRC: Final = re.compile("[0-9a-f]{8}")
-# The first in the text are the manifest's own: nothing that holds more precedes them.
-OWN_CRC: Final = re.compile(rb'"crc32": "([0-9a-f]{8})"')
-OWN_VERSION: Final = re.compile(rb'"format_version": (\d{1,9})\b')
 
 
 def _pattern(*tokens: bytes) -> re.Pattern[bytes]:
     """What matches these tokens of JSON, with any space around them."""
-    return re.compile(rb"[ \n\r\t]*+".join([b"", *tokens, b""]))
+    return re.compile(SPACE.join([b"", *tokens, b""]))
 
 
+_NAME_OF_FORMAT: Final = (rb"\{", b'"format"', b":", b'"%s"' % FORMAT.encode(), b",")
+VERSION: Final = _pattern(
+    *_NAME_OF_FORMAT,
+    *(b'"format_version"', b":", rb"(\d{1,9})\b"),
+)
 HEAD: Final = _pattern(
-    *(rb"\{", b'"format"', b":", b'"%s"' % FORMAT.encode(), b","),
+    *_NAME_OF_FORMAT,
     *(b'"format_version"', b":", b"%d" % FORMAT_VERSION, b","),
-    *(b'"crc32"', b":", rb'"[0-9a-f]{8}"', b","),
-    *(b'"step"', b":", rb"(null|\d{1,19})", b",", b'"files"', b":"),
+    *(b'"crc32"', b":", rb'"(?P<crc>[0-9a-f]{8})"', b","),
+    *(b'"step"', b":", rb"(?P<step>null|0|[1-9]\d{0,18})", b","),
+    *(b'"files"', b":"),
 )
 TENSORS_FOLLOW: Final = _pattern(b",", b'"tensors"', b":")
 REST_FOLLOWS: Final = _pattern(b",")
+ONLY_SPACE: Final = re.compile(rb"%b\Z" % SPACE)
 REST: Final = {"aliases", "hyperparameters", "values", "metadata"}
-
-
-class FileEntry(NamedTuple):
-    """Size in bytes and crc32 (eight hex digits) of one file."""
-
-    bytes: int
-    crc32: str
-
-
-class StoredBox(NamedTuple):
-    """A part of a tensor and the file that holds it, under the tensor's key."""
-
-    file: str
-    box: Box
-
-
-class TensorEntry(NamedTuple):
-    """Global shape and dtype of one tensor, and the boxes that it is stored as."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    boxes: tuple[StoredBox, ...]
-
-    @classmethod
-    def whole(cls, file: str, shape: tuple[int, ...], dtype: torch.dtype) -> Self:
-        """The entry of a tensor that lies in one file."""
-        return cls(shape, dtype, (StoredBox(file, Box.whole(shape)),))
-
-    def to_json(self) -> dict[str, Any]:
-        """What the manifest says of the tensor."""
-        return {
-            "shape": list(self.shape),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "boxes": [
-                {"file": file, "offset": list(box.offset), "shape": list(box.shape)}
-                for file, box in self.boxes
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -133,11 +103,17 @@ class Manifest:
         """The dict that was given to `save` as metadata."""
         return decode(self.metadata, "metadata")
 
+    def text_of_files(self) -> int:
+        """What opening the tensor files counts for, beside the manifest's text."""
+        tensors = sum(num_bytes(e.dtype, e.shape) for e in self.tensors.values())
+        stored = sum(file.bytes for file in self.files.values())
+        return max(0, stored - tensors) + TEXT_OF_A_FILE * len(self.files)
+
     def to_json(self) -> bytes:
         """The text of `manifest.json`, with blanks if it is small for what it says.
 
         Raises:
-            CheckpointError: If it is longer than anybody reads.
+            CheckpointError: If there is more of it than anybody reads.
         """
         content = {
             "format": FORMAT,
@@ -153,17 +129,25 @@ class Manifest:
         }
         text = seal(content)
         stored = sum(file.bytes for file in self.files.values())
-        if parsed_bytes(text) > ALWAYS_ALLOWED:
-            needed = Allowance(len(text) + stored, unlimited=True)
-            _read(text, needed)
+        needed, most = Allowance(len(text) + stored, unlimited=True), most_text(stored)
+        beside = self.text_of_files()
+        # Nothing takes more memory or counts for more text than this estimate of it.
+        estimate = parsed_bytes(text)
+        if estimate > min(ALWAYS_ALLOWED, most - len(text) - beside):
+            with without_collections():
+                _read(text, needed)
             text = seal(content, blanks=needed.excess) if needed.excess else text
-        if len(text) > LARGEST_MANIFEST_BYTES:
+        found = len(text) + needed.text + beside
+        if found > most:
             raise CheckpointError(
                 message(
                     "Checkpoint.save",
-                    f"a manifest of {LARGEST_MANIFEST_BYTES:,} bytes at most",
-                    f"{len(text):,} bytes",
-                    "Put many small tensors or values together in one tensor.",
+                    f"{most:,} bytes of names, boxes and values at most, which is "
+                    f"what is read beside {stored:,} bytes of tensors",
+                    f"{found:,}, of {len(self.tensors):,} tensors in "
+                    f"{len(self.files):,} files",
+                    "Put many small tensors or values together in one tensor, or save "
+                    "from fewer ranks.",
                 )
             )
         return text
@@ -184,16 +168,14 @@ def _crc_field(crc: str) -> bytes:
 
 def _check_seal(text: bytes) -> None:
     """Refuse a text that was changed, before anything is made of it."""
-    version = OWN_VERSION.search(text)
+    version = VERSION.match(text)
     if version is not None and int(version[1]) != FORMAT_VERSION:
         raise ValueError(f"format version {int(version[1])}")
-    found = OWN_CRC.search(text)
-    if found is None:
-        raise ValueError("no checksum")
+    found = _expect(HEAD, text, 0)
     view = memoryview(text)
-    begin, end = found.span(1)
+    begin, end = found.span("crc")
     crc = zlib.crc32(BLANK.encode(), zlib.crc32(view[:begin]))
-    if int(found[1], 16) != zlib.crc32(view[end:], crc):
+    if int(found["crc"], 16) != zlib.crc32(view[end:], crc):
         raise ValueError("another checksum")
 
 
@@ -211,20 +193,47 @@ def encode_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
     return encode(metadata or {}, "metadata")
 
 
-def parse_manifest(text: bytes, path: Path, stored: int = 0) -> Manifest:
-    """Read a manifest's text, believing none of it.
+def parse_files(text: bytes, path: Path) -> dict[str, FileEntry]:
+    """Read only which files there should be.
 
     Args:
-        text: The bytes of the file.
+        text: The bytes of `manifest.json`.
         path: The file, for the error text.
-        stored: Bytes of the other files in the folder.
 
     Raises:
         CheckpointError: If the text is not what `Manifest.to_json` can have written.
     """
     try:
         _check_seal(text)
-        return _read(text, Allowance(len(text) + stored))
+        allowance = Allowance(len(text))
+        return read_files(Table(text, _expect(HEAD, text, 0).end(), FILE, allowance))
+    except ValueError as problem:
+        raise damaged(path, f"a malformed manifest ({problem})") from problem
+
+
+def parse_manifest(
+    text: bytes, path: Path, stored: int = 0, text_of_files: int = 0
+) -> Manifest:
+    """Read a manifest's text, believing none of it.
+
+    Args:
+        text: The bytes of the file.
+        path: The file, for the error text.
+        stored: Bytes of the other files in the folder.
+        text_of_files: What opening them counts for.
+
+    Raises:
+        CheckpointError: If the text is not what `Manifest.to_json` can have written.
+    """
+    most = most_text(stored)
+    if len(text) + text_of_files > most:
+        got = f"{len(text) + text_of_files:,} bytes of text, where {most:,} are read"
+        raise damaged(path, f"{got} beside {stored:,} bytes of tensors")
+    try:
+        _check_seal(text)
+        room = most - len(text) - text_of_files
+        with without_collections():
+            return _read(text, Allowance(len(text) + stored, room=room))
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise damaged(path, f"a malformed manifest ({problem})") from problem
 
@@ -232,14 +241,15 @@ def parse_manifest(text: bytes, path: Path, stored: int = 0) -> Manifest:
 def _read(text: bytes, allowance: Allowance) -> Manifest:
     allowance.spend(len(text))
     head = _expect(HEAD, text, 0)
-    names = Members(text, head.end(), allowance)
-    files = _read_files(names, allowance)
-    entries = Members(text, _expect(TENSORS_FOLLOW, text, names.end).end(), allowance)
-    tensors = _read_tensors(entries, files, allowance)
+    names = Table(text, head.end(), FILE, allowance)
+    files = read_files(names)
+    begin = _expect(TENSORS_FOLLOW, text, names.end).end()
+    entries = Table(text, begin, TENSOR, allowance)
+    tensors = read_tensors(entries, files, allowance)
     rest = _expect(REST_FOLLOWS, text, entries.end).end()
     content = _read_rest(text, rest, allowance)
     manifest = Manifest(
-        step=None if head[1] == b"null" else check_count(int(head[1])),
+        step=None if head["step"] == b"null" else check_count(int(head["step"])),
         files=files,
         tensors=tensors,
         aliases=dict(content["aliases"].items()),
@@ -261,88 +271,18 @@ def _expect(pattern: re.Pattern[bytes], text: bytes, at: int) -> re.Match[bytes]
     return found
 
 
-def _read_files(members: Members, allowance: Allowance) -> dict[str, FileEntry]:
-    files: dict[str, FileEntry] = {}
-    for name, entry in members:
-        allowance.spend_member(name)
-        allowance.spend_record(entry)
-        _check_new(name, files)
-        files[name] = _file_entry(name, parse(entry, is_shallow=True))
-    return files
-
-
-def _read_tensors(
-    members: Members, files: dict[str, FileEntry], allowance: Allowance
-) -> dict[str, TensorEntry]:
-    tensors: dict[str, TensorEntry] = {}
-    known: dict[bytes, TensorEntry] = {}
-    for key, entry in members:
-        allowance.spend_member(key)
-        _check_new(key, tensors)
-        found = known.get(entry)
-        if found is None:
-            allowance.spend_record(entry)
-            found = _tensor_entry(key, parse(entry, is_shallow=True), files)
-            if len(known) < MOST_KNOWN:
-                allowance.spend_member(key)
-                allowance.spend(len(entry))
-                known[entry] = found
-        tensors[key] = found
-    return tensors
-
-
 def _read_rest(text: bytes, begin: int, allowance: Allowance) -> dict[str, Any]:
     end = text.rfind(b"}") + 1
+    _expect(ONLY_SPACE, text, end)
     allowance.spend(end - begin)
     rest = b"".join((b"{", memoryview(text)[begin:end]))
-    allowance.spend(parsed_bytes(rest))
+    parsed = parsed_bytes(rest)
+    allowance.spend(parsed)
+    allowance.spend_text(max(0, parsed // PARSED_BYTES_OF_TEXT - len(rest)))
     content = parse(rest)
     if set(content) != REST:
         raise ValueError(f"the fields {sorted(set(content) ^ REST)}")
     return content
-
-
-def _check_new(key: str, table: Container[str]) -> None:
-    if key in table:
-        raise ValueError(f"the key {key!r} stands twice")
-
-
-def _file_entry(name: str, entry: dict[str, Any]) -> FileEntry:
-    if FILE_NAME.fullmatch(name) is None:
-        raise ValueError(f"the file name {name[:80]!r}")
-    crc = entry["crc32"]
-    if not isinstance(crc, str) or CRC.fullmatch(crc) is None:
-        raise ValueError(f"the checksum of {name!r}")
-    return FileEntry(check_count(entry["bytes"]), crc)
-
-
-def _tensor_entry(
-    key: str, entry: dict[str, Any], files: Mapping[str, FileEntry]
-) -> TensorEntry:
-    shape = _counts(entry["shape"])
-    boxes = tuple(_stored_box(box) for box in entry["boxes"])
-    names = [box.file for box in boxes]
-    for file in names:
-        if file not in files:
-            raise ValueError(f"'{key}' lies in the file {file!r}, not listed")
-    if len(set(names)) != len(names):
-        raise ValueError(f"two boxes of '{key}' in one file")
-    if not is_tiling(shape, [stored.box for stored in boxes]):
-        raise ValueError(f"boxes of '{key}' that are not the whole of it")
-    return TensorEntry(shape, DTYPE_NAMES[entry["dtype"]], boxes)
-
-
-def _stored_box(box: dict[str, Any]) -> StoredBox:
-    found = StoredBox(box["file"], Box(_counts(box["offset"]), _counts(box["shape"])))
-    if len(found.box.offset) != len(found.box.shape):
-        raise ValueError(f"a box at {found.box.offset} of shape {found.box.shape}")
-    return found
-
-
-def _counts(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > LARGEST_RANK:
-        raise ValueError(f"{str(value)[:80]} is no shape")
-    return tuple(map(check_count, value))
 
 
 def _check_references(manifest: Manifest) -> None:

@@ -11,24 +11,52 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
-from thalweg.checkpoint.encoding import dump, parse, parsed_bytes
-from thalweg.checkpoint.members import ALWAYS_ALLOWED, Allowance, Members
+from thalweg.checkpoint.encoding import dump, parsed_bytes
+from thalweg.checkpoint.members import (
+    ALWAYS_ALLOWED,
+    NUMBER,
+    NUMBERS,
+    OBJECT_BYTES,
+    SPACE,
+    Allowance,
+    Counts,
+    Table,
+    keys_of,
+    most_text,
+    object_pattern,
+    row_pattern,
+    without_collections,
+)
 from thalweg.errors import CheckpointError, message
 
 LENGTH: Final = struct.Struct("<Q")
 ALIGNMENT: Final = 8
 LARGEST_HEADER_BYTES: Final = 100_000_000
-METADATA: Final = "__metadata__"
-BLANKS: Final = re.compile(rb"[ \n\r\t]*+")
-LARGEST_RANK: Final = 64
-# No entry takes more beside its key, which may be spelt \uXXXX, however it is indented.
-ENTRY_BYTES: Final = 4096
+BLANKS: Final = re.compile(SPACE)
+ENTRY: Final = row_pattern(
+    object_pattern(
+        dtype=rb'"([A-Z0-9_]++)"',
+        shape=NUMBERS,
+        data_offsets=rb"\[%b%b%b,%b%b%b\]"
+        % (SPACE, NUMBER, SPACE, SPACE, NUMBER, SPACE),
+    )
+)
+# Other programs put strings there; nothing is made of them.
+_STRING: Final = rb'"(?:[^"\\\x00-\x1f]++|\\.)*+"'
+_FOLLOWS: Final = rb'%b(?:,(?=%b")|(?=\}))' % (SPACE, SPACE)
+_PAIR: Final = SPACE.join([b"", _STRING, b":", _STRING]) + _FOLLOWS
+METADATA: Final = re.compile(
+    SPACE.join([b"", b'"__metadata__"', b":", rb"\{(?:%b)*+" % _PAIR, rb"\}"])
+    + _FOLLOWS
+)
 
 # None where the system does not offer it; mapped pages then count until the end.
 DROP_PAGES: Final = getattr(mmap, "MADV_DONTNEED", None)
@@ -51,7 +79,8 @@ CODES: Final[dict[torch.dtype, str]] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-DTYPES: Final = {code: dtype for dtype, code in CODES.items()}
+DTYPES_OF_TEXT: Final = {code.encode(): dtype for dtype, code in CODES.items()}
+ITEMSIZES: Final = {dtype: dtype.itemsize for dtype in CODES}
 DTYPE_NAMES: Final = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 
 
@@ -94,20 +123,27 @@ def file_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryv
         for key, place in layout.items()
     }
     text = dump(header, levels=1)
+    size = max((place.end for place in layout.values()), default=0)
+    needed = Allowance(size + len(text), unlimited=True)
     if parsed_bytes(text) > ALWAYS_ALLOWED:
-        size = max((place.end for place in layout.values()), default=0) + len(text)
-        needed = Allowance(size, unlimited=True)
         _read_table(text, needed)
         text += b" " * needed.excess
     text += b" " * (-len(text) % ALIGNMENT)
-    if len(text) > LARGEST_HEADER_BYTES:
-        expected, got = f"{LARGEST_HEADER_BYTES:,} bytes of names", f"{len(text):,}"
+    most = largest_header(size) - needed.text
+    if len(text) > most:
+        expected = f"{most:,} bytes of names at most beside tensors of this size"
+        got = f"{len(text):,}, of {len(tensors):,} tensors"
         action = "Put many small tensors together in one."
         raise CheckpointError(message("Checkpoint.save", expected, got, action))
     yield LENGTH.pack(len(text)) + text
     for key in layout:
         if tensors[key].numel():
             yield tensor_bytes(tensors[key])
+
+
+def largest_header(stored: int) -> int:
+    """Bytes of the longest header that is read beside so many bytes of tensors."""
+    return min(LARGEST_HEADER_BYTES, most_text(stored))
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -123,22 +159,16 @@ class TensorFile:
 
     Args:
         path: The file.
-        keys: The tensors that it should hold; a header that is too long for them is
-            not even read.
 
     Raises:
         CheckpointError: If header and file do not agree (torn, cut, overlapping).
     """
 
-    def __init__(self, path: Path, keys: Collection[str] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        largest = LARGEST_HEADER_BYTES
-        if keys is not None:
-            room = sum(ENTRY_BYTES + 6 * len(key) for key in keys)
-            largest = min(largest, ENTRY_BYTES + room)
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            self.layout, self._start = _read_header(file.read, size, path, largest)
+            self.layout, self._start = _read_header(file.read, size, path)
             _check_extents(self.layout, size - self._start, path)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
@@ -166,72 +196,91 @@ class TensorFile:
         return flat.reshape(place.shape)
 
 
-def _read_header(
-    read: Any, size: int, path: Path, largest: int
-) -> tuple[dict[str, Layout], int]:
+def header_length(path: Path) -> int:
+    """How long the header of a file is, which is not read for this.
+
+    Raises:
+        CheckpointError: If it is longer than the file, or than what is read.
+    """
+    with open(path, "rb") as file:
+        return _header_length(file.read, os.fstat(file.fileno()).st_size, path)
+
+
+def _header_length(read: Any, size: int, path: Path) -> int:
     if size < LENGTH.size:
         raise damaged(path, f"a file of {size} bytes")
     (length,) = LENGTH.unpack(read(LENGTH.size))
-    if length > min(size - LENGTH.size, largest):
+    stored = size - LENGTH.size - length
+    if stored < 0 or length > largest_header(stored):
         raise damaged(path, f"a header of {length} bytes in a file of {size}")
+    return length
+
+
+def _read_header(read: Any, size: int, path: Path) -> tuple[dict[str, Layout], int]:
+    length = _header_length(read, size, path)
     try:
-        return _read_table(read(length), Allowance(size)), LENGTH.size + length
+        room = largest_header(size - LENGTH.size - length) - length
+        with without_collections():
+            table = _read_table(read(length), Allowance(size, room=room))
     except ValueError as problem:
         raise damaged(path, f"a malformed header ({problem})") from problem
+    return table, LENGTH.size + length
 
 
 def _read_table(text: bytes, allowance: Allowance) -> dict[str, Layout]:
     allowance.spend(len(text))
-    members = Members(text, 0, allowance)
+    rows = Table(text, 0, ENTRY, allowance, skipped=METADATA)
+    counts = Counts(allowance)
     table: dict[str, Layout] = {}
-    keys: set[str] = set()
-    for key, entry in members:
-        if key in keys:
-            raise ValueError(f"the key {key!r} stands twice")
-        keys.add(key)
-        content = parse(entry, is_shallow=True)
-        if key != METADATA:
-            allowance.spend_member(key)
-            allowance.spend_record(entry)
-            table[key] = _read_entry(key, content)
-    if BLANKS.fullmatch(text, members.end) is None:
+    for some in rows:
+        keys = keys_of(some)
+        allowance.spend_members(keys)
+        allowance.spend(OBJECT_BYTES * len(keys))
+        before = len(table)
+        table.update(zip(keys, _read_entries(keys, some, counts), strict=True))
+        if len(table) != before + len(keys):
+            raise ValueError(f"a key from {keys[0]!r} on stands twice")
+    if BLANKS.fullmatch(text, rows.end) is None:
         raise ValueError("text behind it")
     return table
 
 
-def _read_entry(key: str, entry: Any) -> Layout:
+def _read_entries(
+    keys: list[str], rows: list[tuple[bytes, ...]], counts: Counts
+) -> list[Layout]:
+    _, codes, texts, begins, ends, _ = zip(*rows, strict=True)
     try:
-        dtype = DTYPES[entry["dtype"]]
-        shape = tuple(map(check_count, entry["shape"]))
-        if len(shape) > LARGEST_RANK:
-            raise ValueError("too many dimensions")
-        begin, end = map(check_count, entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as problem:
-        raise ValueError(f"a malformed entry for '{key}'") from problem
-    if end - begin != num_bytes(dtype, shape):
-        raise ValueError(f"an extent of '{key}' that is not that of its shape")
-    return Layout(dtype, shape, begin, end)
+        dtypes = [DTYPES_OF_TEXT[code] for code in codes]
+        shapes = counts.read(texts)
+        places = list(map(int, begins)), list(map(int, ends))
+    except (KeyError, ValueError) as problem:
+        raise ValueError(f"a malformed entry from '{keys[0]}' on ({problem})") from None
+    for key, dtype, shape, begin, end in zip(
+        keys, dtypes, shapes, *places, strict=True
+    ):
+        if end - begin != math.prod(shape) * ITEMSIZES[dtype]:
+            raise ValueError(f"an extent of '{key}' that is not that of its shape")
+    make = partial(tuple.__new__, Layout)
+    return list(map(make, zip(dtypes, shapes, *places, strict=True)))
 
 
 def _check_extents(layout: dict[str, Layout], size: int, path: Path) -> None:
+    reached = 0
+    for place in layout.values():
+        if place.begin != reached:
+            break
+        reached = place.end
+    else:
+        if reached == size:
+            return
+    # Not in this order, as other programs may write them, or not sound.
     end = 0
-    for key, place in sorted(layout.items(), key=lambda item: item[1][2:]):
+    for place in sorted(layout.values(), key=attrgetter("begin", "end")):
         if place.begin != end:
-            raise damaged(path, f"a hole or overlap before '{key}'")
+            raise damaged(path, f"a hole or overlap before byte {place.begin}")
         end = place.end
     if end != size:
         raise damaged(path, f"{size} bytes of tensors where the header tells of {end}")
-
-
-def check_count(value: object) -> int:
-    """Let only a whole number from 0 to 2⁶³ − 1 pass.
-
-    Raises:
-        ValueError: For anything else, True and False included.
-    """
-    if type(value) is int and 0 <= value < 2**63:
-        return value
-    raise ValueError(f"{value!r} is not a size")
 
 
 class DamagedError(CheckpointError):

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thalweg.checkpoint.boxes import Box, divide, intersection, is_tiling, overlaps
+from thalweg.checkpoint.boxes import (
+    Box,
+    divide,
+    intersection,
+    is_grid,
+    is_tiling,
+    overlaps,
+)
 
 
 def chunks(shape, parts, dimension):
@@ -89,6 +96,40 @@ def test_a_tiling_holds_every_element_once(corners):
 )
 def test_tilings(shape, boxes, whole):
     assert is_tiling(shape, boxes) is whole
+
+
+def mesh(shape, parts):
+    """The boxes of a mesh, each dimension cut into so many."""
+    spans = [
+        chunks((size,), number, 0) for size, number in zip(shape, parts, strict=True)
+    ]
+    return [
+        Box(sum((b.offset for b in box), ()), sum((b.shape for b in box), ()))
+        for box in product(*spans)
+    ]
+
+
+def test_boxes_of_any_mesh_are_a_grid_and_none_may_be_another():
+    boxes = mesh((7, 5, 3), (3, 2, 1))
+    for order in (boxes, boxes[::-1]):
+        assert is_grid((7, 5, 3), order)
+    assert is_grid((12, 2), mesh((12, 2), (6, 1)))
+    for number, box in enumerate(boxes):
+        others = [*boxes[:number], *boxes[number + 1 :]]
+        assert not is_grid((7, 5, 3), others)
+        for dimension in range(3):
+            offset = list(box.offset)
+            offset[dimension] += 1
+            moved = Box(tuple(offset), box.shape)
+            assert not is_tiling((7, 5, 3), [*others, moved])
+    assert not is_grid((2,), [Box((0,), (1,)), Box((1,), (1,)), Box((2,), (0,))])
+    assert not is_grid((2, 2), [Box((0, 0), (2, 2))] * 2)
+
+
+def test_few_boxes_that_are_no_grid_may_come_apart():
+    cut = [Box((0, 0), (2, 4)), Box((2, 0), (2, 1)), Box((2, 1), (2, 3))]
+    assert is_tiling((4, 4), cut)
+    assert not is_grid((4, 4), cut)
 
 
 def test_many_hostile_boxes_are_judged_at_once():

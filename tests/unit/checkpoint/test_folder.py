@@ -10,7 +10,13 @@ from tests.unit.checkpoint.test_boxes import chunks
 from tests.unit.checkpoint.thread_ranks import on_ranks
 from thalweg.checkpoint import disk
 from thalweg.checkpoint.boxes import Box
-from thalweg.checkpoint.folder import Reader, check_structure, verify, write_folder
+from thalweg.checkpoint.folder import (
+    Reader,
+    check_structure,
+    read_manifest,
+    verify,
+    write_folder,
+)
 from thalweg.checkpoint.manifest import Manifest
 from thalweg.checkpoint.pieces import Piece
 from thalweg.errors import CheckpointError
@@ -146,3 +152,60 @@ def test_a_reader_outlives_the_folder(tmp_path):
     reader = Reader(tmp_path / "x")
     write_folder(tmp_path / "x", {"a": torch.zeros(3)}, Manifest(), True)
     assert reader.read("a").tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_too_many_names_are_refused_before_the_old_one_is_touched(
+    tmp_path, monkeypatch, ranks
+):
+    save(tmp_path / "x", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("thalweg.checkpoint.members.TEXT_BYTES", 1_000)
+        problems = save(tmp_path / "x", ranks, overwrite=True)
+    assert all(isinstance(problem, CheckpointError) for problem in problems)
+    assert "tensors" in str(problems[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert verify(tmp_path / "x").step == 2
+
+
+def test_a_folder_with_more_text_than_is_read_is_refused_unread(tmp_path, monkeypatch):
+    save(tmp_path / "x", 3)
+    size = (tmp_path / "x" / "manifest.json").stat().st_size
+    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", size - 100)
+    for check in (check_structure, verify, read_manifest):
+        with pytest.raises(CheckpointError, match=f"a manifest of {size} bytes beside"):
+            check(tmp_path / "x")
+    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", size + 10_000)
+    assert read_manifest(tmp_path / "x").step == 3
+    with pytest.raises(CheckpointError, match="bytes of text, where"):
+        verify(tmp_path / "x")
+
+
+def test_a_folder_of_too_many_files_is_refused_unread(tmp_path, monkeypatch):
+    save(tmp_path / "x", 3)
+    monkeypatch.setattr("thalweg.checkpoint.folder.MOST_FILES", 3)
+    with pytest.raises(CheckpointError, match="more than 3 files"):
+        verify(tmp_path / "x")
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_called_damaged(tmp_path):
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    for check in (check_structure, verify, read_manifest):
+        with pytest.raises(CheckpointError, match="got a folder without manifest"):
+            check(run)
+    for name, step in (("step-9", 1), ("step-10", 2), ("inner/last", 3)):
+        save(run / name, step)
+    with pytest.raises(CheckpointError, match="3 checkpoints inside") as raised:
+        verify(run)
+    assert f"Pass {run / 'step-10'}, the newest one." in str(raised.value)
+    assert "damaged" not in str(raised.value)
+    with pytest.raises(CheckpointError, match=r"1 checkpoint inside\. Pass .*last\."):
+        verify(run / "inner")
+
+
+def test_a_checkpoint_that_has_lost_its_manifest_is_damaged(tmp_path):
+    save(tmp_path / "x", 2)
+    (tmp_path / "x" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no such file.*damaged"):
+        verify(tmp_path / "x")

@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
-from thalweg.checkpoint import Checkpoint, disk
+from thalweg.checkpoint import Checkpoint, RandomState, disk
 from thalweg.checkpoint.manager import CheckpointManager
 from thalweg.checkpoint.record import RECORD
 from thalweg.errors import CheckpointError
@@ -39,6 +40,15 @@ def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def test_it_shows_what_it_saves_and_where(tmp_path):
+    checkpoint = Checkpoint(model=nn.Linear(1, 1), epoch=3)
+    assert repr(checkpoint) == "<Checkpoint of model, epoch>"
+    manager = CheckpointManager(checkpoint, tmp_path)
+    assert repr(manager) == f"<CheckpointManager of {checkpoint!r} in '{tmp_path}'>"
+    assert list(tmp_path.iterdir()) == []
+    assert repr(RandomState()) == "RandomState()"
 
 
 def test_the_newest_are_kept_and_some_for_good(tmp_path):
@@ -123,12 +133,14 @@ def test_a_damaged_one_is_passed_over_by_name(tmp_path, damage):
         shutil.rmtree(newest)
         newest.mkdir()
     value, manager = make(tmp_path)
-    with pytest.warns(UserWarning, match=r"step-00000002 was passed over"):
+    with pytest.warns(UserWarning, match=r"step-00000002 was passed over") as said:
         resume(manager)
     assert value.tolist() == [1.0, 1.0, 1.0]
+    assert said[0].filename == __file__
     if damage != "tensors":  # of sizes and manifest alone nothing is to be seen
-        with pytest.warns(UserWarning, match=r"step-00000002 was passed over"):
+        with pytest.warns(UserWarning, match=r"step-00000002 was passed over") as said:
             assert manager.latest() == str(tmp_path / "step-00000001")
+        assert said[0].filename == __file__
     save(value, manager, [2])
     assert manager.latest() == str(newest)
     resume(make(tmp_path)[1])
@@ -143,6 +155,15 @@ def test_damaged_ones_only_are_an_error_and_not_a_new_start(tmp_path):
         pytest.raises(CheckpointError, match="damaged ones only"),
     ):
         manager.restore_or_initialize()
+
+
+def test_a_partial_restore_that_nobody_looked_at_is_told_at_the_save(tmp_path):
+    path = Checkpoint(epoch=1).save(tmp_path / "first")
+    checkpoint = Checkpoint(epoch=0, more=0)
+    checkpoint.restore(path)
+    with pytest.warns(UserWarning, match="restored in part") as said:
+        CheckpointManager(checkpoint, tmp_path / "all").save(1)
+    assert said[0].filename == __file__
 
 
 def test_one_that_does_not_fit_is_not_passed_over(tmp_path):

@@ -11,15 +11,16 @@ from typing import Any, cast
 import pytest
 import torch
 
+from thalweg.checkpoint.boxes import Box
+from thalweg.checkpoint.entries import FileEntry, StoredBox, TensorEntry
 from thalweg.checkpoint.manifest import (
-    FileEntry,
     Manifest,
-    TensorEntry,
     encode_metadata,
+    parse_files,
     parse_manifest,
     seal,
 )
-from thalweg.checkpoint.members import ALWAYS_ALLOWED
+from thalweg.checkpoint.members import ALWAYS_ALLOWED, PIECE_BYTES, TEXT_BYTES
 from thalweg.errors import CheckpointError
 
 FILE = "tensors.safetensors"
@@ -188,7 +189,7 @@ HOSTILE = {
     "strings": ("[" + '"ab",' * 900_000 + "0]"),
     "numbers": ("[" + "300," * 1_500_000 + "0]"),
     "deep": "[" * 2_000_000 + "]" * 2_000_000,
-    "wide text": '["' + "a" * 9_000_000 + '\\ud83d\\ude00"]',
+    "wide text": '["' + "a" * 5_000_000 + '\\ud83d\\ude00"]',
 }
 
 
@@ -244,7 +245,7 @@ def dense(count: int, last: str) -> bytes:
 
 BOX_TEXT = f'{{"file":"{FILE}","offset":[0],"shape":[0]}}'
 HOSTILE_TABLES = {
-    "tensors": dense(20_000, ""),
+    "tensors": dense(40_000, ""),
     "shape": dense(1, f',"z":{{"shape":[{"300," * 900_000}1]}}'),
     "boxes": dense(1, f',"z":{{"boxes":[{(BOX_TEXT + ",") * 90_000}{BOX_TEXT}]}}'),
     "strings": dense(
@@ -307,12 +308,12 @@ def test_any_number_of_small_tensors_is_written_and_read():
     assert parse_manifest(text, PLACE, 100) == alike
     assert text.endswith(b"}")
     different = tiny_tensors([(i, 1) for i in range(9_000)])
-    assert different.to_json().endswith(b"  ")
+    assert different.to_json().endswith(b"}")
     assert parse_manifest(different.to_json(), PLACE, 100) == different
 
 
 def test_plain_values_that_take_more_than_their_text_are_followed_by_blanks():
-    manifest = replace(MANIFEST, values={"loader": [[i] for i in range(80_000)]})
+    manifest = replace(MANIFEST, values={"loader": [[i] for i in range(60_000)]})
     text = manifest.to_json()
     assert text.endswith(b"  ")
     assert parse_manifest(text, PLACE, 400) == manifest
@@ -321,6 +322,156 @@ def test_plain_values_that_take_more_than_their_text_are_followed_by_blanks():
 
 
 def test_what_nobody_would_read_is_not_written(monkeypatch):
-    monkeypatch.setattr("thalweg.checkpoint.manifest.LARGEST_MANIFEST_BYTES", 100)
-    with pytest.raises(CheckpointError, match="a manifest of 100 bytes at most"):
+    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", 100)
+    with pytest.raises(CheckpointError, match="106 bytes of names, boxes and values"):
         MANIFEST.to_json()
+
+
+def test_what_is_written_is_read_up_to_the_last_byte_of_text(monkeypatch):
+    text, beside = MANIFEST.to_json(), MANIFEST.text_of_files()
+
+    def works(room: int, function: Any, *arguments: Any) -> bool:
+        monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", room)
+        try:
+            function(*arguments)
+        except CheckpointError:
+            return False
+        return True
+
+    tried = range(len(text) + beside - 400 // 64, 10_000)
+    written = next(room for room in tried if works(room, MANIFEST.to_json))
+    read = (parse_manifest, text, PLACE, 400, beside)
+    assert written > tried[0]
+    assert works(written, *read)
+    assert not works(written - 1, *read)
+    with pytest.raises(CheckpointError, match="or save from fewer ranks"):
+        MANIFEST.to_json()
+    assert not works(tried[0] - 1, *read)
+    with pytest.raises(CheckpointError, match="bytes of text, where"):
+        parse_manifest(*read[1:])
+
+
+def test_boxes_of_many_ranks_are_read_beside_tensors_of_some_size():
+    ranks = [f"tensors-{rank:05}-of-00064.safetensors" for rank in range(64)]
+    bytes_of_a_file = 30_000 + sum(4 * 9 * number for number in range(1, 300))
+    manifest = Manifest(
+        files={name: FileEntry(bytes_of_a_file, "0123abcd") for name in ranks},
+        tensors={
+            f"model/layers.{number}.weight": TensorEntry.divided(
+                (64 * number, 9),
+                torch.float32,
+                [
+                    StoredBox(name, Box((rank * number, 0), (number, 9)))
+                    for rank, name in enumerate(ranks)
+                ],
+            )
+            for number in range(1, 300)
+        },
+    )
+    text = manifest.to_json()
+    stored = 64 * bytes_of_a_file
+    assert parse_manifest(text, PLACE, stored, manifest.text_of_files()) == manifest
+    with pytest.raises(CheckpointError, match="more rows, boxes or values"):
+        parse_manifest(text, PLACE, 0, TEXT_BYTES - len(text))
+
+
+def rewritten(change: Any, **spelling: Any) -> bytes:
+    """The manifest's content changed and spelt another way."""
+    content = json.loads(MANIFEST.to_json())
+    content["crc32"] = "00000000"
+    change(content)
+    text = json.dumps(content, **spelling).encode()
+    return resealed(text.replace(b'"crc32":"', b'"crc32": "', 1))
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [{"indent": 1}, {"indent": "\t"}, {"separators": (",", ":")}, {}],
+    ids=["indented", "tabs", "compact", "one line"],
+)
+def test_every_spelling_of_the_same_is_read(spelling):
+    def backwards(content: Any) -> None:
+        for table in ("files", "tensors"):
+            for key, entry in content[table].items():
+                content[table][key] = dict(reversed(entry.items()))
+        for entry in content["tensors"].values():
+            entry["boxes"] = [dict(reversed(box.items())) for box in entry["boxes"]]
+
+    assert (
+        parse_manifest(rewritten(lambda content: None, **spelling), PLACE) == MANIFEST
+    )
+    assert parse_manifest(rewritten(backwards, **spelling), PLACE) == MANIFEST
+
+
+def test_a_row_longer_than_a_piece_is_read():
+    key = 'é\n"' + "a" * PIECE_BYTES
+    entry = TensorEntry.whole(FILE, (2, 3), torch.int8)
+    tensors = {"before": entry, key: entry, "behind": entry}
+    manifest = replace(MANIFEST, tensors=tensors, aliases={}, values={})
+    assert parse_manifest(manifest.to_json(), PLACE, 10**7) == manifest
+
+
+@pytest.mark.parametrize(
+    ("honest", "forged"),
+    [
+        (b'"dtype": "bfloat16"', b'"shape": [3, 4]'),
+        (b'"dtype": "bfloat16"', b'"dtype": "bfloat16", "more": 1'),
+        (b'"dtype": "bfloat16", ', b""),
+        (b'"offset": [0, 0]', b'"shape": [3, 4]'),
+        (b'"offset": [0, 0]', b'"offset": [0, 00]'),
+        (b'"offset": [0, 0]', b'"offset": [0, 0,]'),
+        (b'"offset": [0, 0]', b'"offset": [0 0]'),
+        (b'"offset": [0, 0]', b'"offset": [0, -0]'),
+        (b'"offset": [0, 0]', b'"offset": [0, 9223372036854775808]'),
+        (b'"shape": [3, 4]}]}', b'"shape": [3, 4],}]}'),
+        (b'"shape": [3, 4]}]}', b'"shape": [3, 4]},]}'),
+        (b'"shape": [3, 4]}]}', b'"shape": [3, 4]}],}'),
+        (b'"shape": [3, 4]}]}', b'"shape": [3, 4]} ]]}'),
+        (b'"shape": [8]}]}', b'"shape": [8]}]},'),
+        (b'"bytes": 400', b'"bytes": 0400'),
+        (b'"step": 12', b'"step": 0012'),
+        (b'"step": 12', b'"step": 99999999999999999999'),
+        (b'"bytes": 400', b'"crc32": "0123abcd"'),
+        (b'"0123abcd"', b'"0123ABCD"'),
+        (b'"model/a"', b'"model/\\x"'),
+        (b'"model/a"', b'"model/\xff"'),
+    ],
+)
+def test_what_is_not_strictly_json_of_these_members_is_refused(honest, forged):
+    text = MANIFEST.to_json()
+    assert honest in text
+    with pytest.raises(CheckpointError, match="malformed manifest"):
+        parse_manifest(resealed(text.replace(honest, forged, 1)), PLACE)
+
+
+def test_files_are_read_without_the_rest():
+    text = MANIFEST.to_json()
+    assert parse_files(text, PLACE) == MANIFEST.files
+    cut = resealed(text[: text.index(b'"tensors"')])
+    assert parse_files(cut, PLACE) == MANIFEST.files
+    with pytest.raises(CheckpointError, match=r"manifest\.json.*another checksum"):
+        parse_files(text.replace(b"400", b"401"), PLACE)
+
+
+@pytest.mark.parametrize("tail", [b"garbage", b"\0", b"{", b'"', b"\xff", b" \n,"])
+def test_nothing_but_space_follows_a_manifest(tail):
+    text = MANIFEST.to_json()
+    with pytest.raises(CheckpointError, match="malformed manifest"):
+        parse_manifest(resealed(text + tail), PLACE)
+    assert parse_manifest(resealed(text + b" \r\n\t"), PLACE) == MANIFEST
+
+
+def test_the_seal_is_the_one_of_the_head():
+    text = MANIFEST.to_json().replace(b'"crc32": ', b'"crc32":', 1)
+    with pytest.raises(CheckpointError, match="another checksum"):
+        parse_manifest(resealed(text), PLACE)  # into the entry of the first file
+    blank = re.sub(rb'"crc32":"[0-9a-f]{8}"', b'"crc32":"00000000"', text, count=1)
+    crc = b"%08x" % zlib.crc32(blank)
+    assert parse_manifest(blank.replace(b"00000000", crc, 1), PLACE) == MANIFEST
+
+
+def test_a_format_version_in_the_metadata_is_none_of_the_manifest():
+    text = replace(MANIFEST, metadata={"format_version": 2}).to_json()
+    text = text.replace(b'"format_version": 1', b'"format_version":1', 1)
+    metadata = parse_manifest(resealed(text), PLACE).metadata
+    assert metadata == {"format_version": 2}

@@ -12,11 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.checkpoint.slot_keeper import same_bits
-from thalweg.checkpoint.members import ALWAYS_ALLOWED
+from thalweg.checkpoint.members import (
+    ALWAYS_ALLOWED,
+    STORED_BYTES_OF_TEXT,
+    TEXT_OF_A_ROW,
+)
 from thalweg.checkpoint.tensor_file import (
     CODES,
     TensorFile,
     file_chunks,
+    header_length,
     plan_layout,
     tensor_bytes,
 )
@@ -209,6 +214,61 @@ def test_a_header_takes_no_more_than_twice_the_file(tmp_path, kind):
 
 
 def test_a_header_that_nobody_would_read_is_not_written(monkeypatch):
-    monkeypatch.setattr("thalweg.checkpoint.tensor_file.LARGEST_HEADER_BYTES", 100)
+    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", 100)
     with pytest.raises(CheckpointError, match="100 bytes of names"):
         next(file_chunks({"a" * 80: torch.zeros(1)}))
+
+
+def test_a_long_header_is_read_only_beside_tensors_of_some_size(tmp_path, monkeypatch):
+    names = {"a" * 80: torch.zeros(1), "b" * 80: torch.zeros(2_000, dtype=torch.int64)}
+    path = write(tmp_path / "t.safetensors", names)
+    length = header_length(path)
+    assert length == struct.unpack("<Q", path.read_bytes()[:8])[0]
+    text = length + 2 * TEXT_OF_A_ROW - 16_004 // STORED_BYTES_OF_TEXT
+    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", text)
+    assert set(TensorFile(path).layout) == set(names)
+    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", text - 1)
+    with pytest.raises(CheckpointError, match="more rows"):
+        TensorFile(path)
+    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", length - 251)
+    for read in (TensorFile, header_length):
+        with pytest.raises(CheckpointError, match=f"a header of {length} bytes"):
+            read(path)
+
+
+X = b'"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+HEADERS = {
+    "another order": b'{"x":{"data_offsets":[0,8],"dtype":"F32","shape":[2]}}',
+    "indented": json.dumps({"x": entry()}, indent=2).encode(),
+    "metadata first": b'{"__metadata__":{"a":"}","b":""},%b}' % X,
+    "metadata last": b'{%b, "__metadata__" : { } }' % X,
+    "backwards": b'{"y":{"dtype":"F32","shape":[1],"data_offsets":[4,8]},'
+    b'"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+}
+
+
+@pytest.mark.parametrize("text", HEADERS.values(), ids=HEADERS)
+def test_headers_of_other_programs_are_read(tmp_path, text):
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<2f", 1.5, 2.5))
+    assert TensorFile(path).read("x")[0] == 1.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"__metadata__":{"a":1},%b}' % X,
+        b'{"__metadata__":{},"__metadata__":{},%b}' % X,
+        b"{%b,}" % X,
+        b"{%b}" % X.replace(b"}", b",}"),
+        b"{%b}" % X.replace(b",8", b",08"),
+        b"{%b}" % X.replace(b'"dtype"', b'"shape":[2],"dtype"'),
+        b"{%b}" % X.replace(b'"shape":[2]', b'"dtype":"F32"'),
+        b"{%b,%b}" % (X, X.replace(b"[2]", b"[0]").replace(b"[0,8]", b"[8,8]")),
+    ],
+)
+def test_headers_that_are_no_strict_json_of_tensors_are_refused(tmp_path, text):
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(CheckpointError, match="malformed header"):
+        TensorFile(path)

@@ -1,5 +1,9 @@
 """Optimizers of this package resume from a checkpoint with the same bits."""
 
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +12,11 @@ from torch import nn
 
 from tests.unit.checkpoint.slot_keeper import same_bits
 from thalweg.checkpoint import Checkpoint
+from thalweg.checkpoint.comparison import compare
+from thalweg.checkpoint.folder import Reader, write_folder
+from thalweg.checkpoint.manifest import seal
 from thalweg.errors import CheckpointError
-from thalweg.optimizers import SGD, Adam
+from thalweg.optimizers import SGD, Adam, Adamax, AdamW, RMSprop
 from thalweg.state import Variable
 
 MAKERS = {
@@ -110,3 +117,105 @@ def test_the_saved_dtype_of_a_slot_is_kept_or_refused_but_never_cast(tmp_path):
     for one, two in zip(model.parameters(), fresh.parameters(), strict=True):
         slot = low.get_slot(two, "momentum")
         assert same_bits(slot, optimizer.get_slot(one, "momentum"))
+
+
+def forget_hyperparameter(path: str, name: str) -> None:
+    """Make a checkpoint what a version without this hyperparameter has saved."""
+    manifest = Path(path) / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    del content["hyperparameters"]["optimizer"][name]
+    manifest.write_bytes(seal(content))
+
+
+def say_hyperparameter(path: str, name: str, value: Any) -> None:
+    """Make a checkpoint what somebody else has saved."""
+    manifest = Path(path) / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    content["hyperparameters"]["optimizer"][name] = value
+    manifest.write_bytes(seal(content))
+
+
+@pytest.mark.parametrize("make", [Adam, AdamW, Adamax, RMSprop, SGD])
+def test_a_checkpoint_from_before_torch_formula_is_complete(tmp_path, make):
+    model, optimizer = make_model(), make(0.02)
+    train(model, optimizer, range(2))
+    path = Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "save")
+    fresh, resumed = make_model(), make()
+    status = Checkpoint(model=fresh, optimizer=resumed).restore(path)
+    assert status.assert_consumed().step == 2
+    assert resumed.learning_rate == 0.02
+    assert not resumed.torch_formula
+
+
+@pytest.mark.parametrize("make", [Adam, AdamW, Adamax, RMSprop, SGD])
+def test_a_checkpoint_without_torch_formula_switches_it_off(tmp_path, make, caplog):
+    path = Checkpoint(optimizer=make(0.02)).save(tmp_path / "save")
+    switched = make(0.02, torch_formula=True)
+    checkpoint = Checkpoint(optimizer=switched)
+    checkpoint.restore(path, hyper="keep").assert_consumed()
+    assert switched.torch_formula
+    with pytest.raises(CheckpointError, match=r"torch_formula: False in the checkpoi"):
+        checkpoint.restore(path, hyper="error-if-different")
+    assert switched.torch_formula
+    with caplog.at_level(logging.WARNING):
+        checkpoint.restore(path).assert_consumed()
+    assert not switched.torch_formula
+    assert "torch_formula: False in the checkpoint, True in the object" in caplog.text
+
+
+def test_versions_with_and_without_torch_formula_save_the_same(tmp_path):
+    paths = [Checkpoint(optimizer=Adam()).save(tmp_path / n) for n in ("new", "old")]
+    content = json.loads((Path(paths[0]) / "manifest.json").read_bytes())
+    assert "torch_formula" not in content["hyperparameters"]["optimizer"]
+    assert list(compare(*paths)) == []
+    on = Checkpoint(optimizer=Adam(torch_formula=True)).save(tmp_path / "on")
+    (difference,) = compare(paths[1], on)
+    assert difference.key == "optimizer/.hyper/torch_formula"
+    # One of a development version, which said that it is off:
+    say_hyperparameter(paths[0], "torch_formula", value=False)
+    resumed = Adam(torch_formula=True)
+    Checkpoint(optimizer=resumed).restore(paths[0]).assert_consumed()
+    assert not resumed.torch_formula
+
+
+@pytest.mark.parametrize("value", [3, "other", None, {"a": {"$float": "inf"}}, [True]])
+@pytest.mark.parametrize("name", ["amsgrad", "torch_formula"])
+def test_a_flag_that_is_no_bool_is_refused_before_the_first_write(
+    tmp_path, name, value
+):
+    model, optimizer = make_model(), Adam(0.02)
+    train(model, optimizer, range(2))
+    path = Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "save")
+    say_hyperparameter(path, name, value=value)
+    fresh, resumed = make_model(), Adam(0.5)
+    before = [one.detach().clone() for one in fresh.parameters()]
+    with pytest.raises(CheckpointError, match=f"{name}: expected True or False"):
+        Checkpoint(model=fresh, optimizer=resumed).restore(path)
+    assert (resumed.learning_rate, int(resumed.iterations)) == (0.5, 0)
+    assert resumed.amsgrad is resumed.torch_formula is False
+    assert all(map(torch.equal, before, fresh.parameters()))
+
+
+@pytest.mark.parametrize("name", ["iterations", "gradient_accumulation_position"])
+def test_a_negative_count_is_refused_before_the_first_write(tmp_path, name):
+    model, optimizer = make_model(), Adam(0.02, gradient_accumulation_steps=3)
+    train(model, optimizer, range(2))
+    reader = Reader(Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "a"))
+    tensors = {key: reader.read(key).clone() for key in reader.manifest.tensors}
+    tensors[f"optimizer/{name}"].fill_(-1)
+    path = tmp_path / "forged"
+    manifest = replace(reader.manifest, tensors={}, files={})
+    write_folder(path, tensors, manifest, overwrite=True)
+    fresh, resumed = make_model(), Adam(0.5, gradient_accumulation_steps=3)
+    before = [one.detach().clone() for one in fresh.parameters()]
+    with pytest.raises(CheckpointError, match=f"{name}: expected a count.*got -1"):
+        Checkpoint(model=fresh, optimizer=resumed).restore(path)
+    assert (resumed.learning_rate, int(resumed.iterations)) == (0.5, 0)
+    assert all(map(torch.equal, before, fresh.parameters()))
+
+
+def test_a_hyperparameter_that_was_always_there_is_missed(tmp_path):
+    path = Checkpoint(optimizer=Adam()).save(tmp_path / "save")
+    forget_hyperparameter(path, "amsgrad")
+    status = Checkpoint(optimizer=Adam()).restore(path)
+    assert status.missing == ("optimizer/.hyper/amsgrad",)
