@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from thalweg.checkpoint.asynchronous import Background
+from thalweg.checkpoint.callers import level_of_caller
 from thalweg.checkpoint.deferral import Deferral
 from thalweg.checkpoint.durable import check_free
 from thalweg.checkpoint.folder import Reader, read_metadata, write_folder
@@ -73,6 +74,9 @@ class Checkpoint:
     def objects(self) -> Mapping[str, Any]:
         """The objects by name; a plain value is here the one last restored."""
         return MappingProxyType(self._objects)
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint of {', '.join(self.__dict__.get('_objects', ()))}>"
 
     def __getattr__(self, name: str) -> Any:
         objects = self.__dict__.get("_objects", {})
@@ -190,7 +194,7 @@ class Checkpoint:
     def _begin_save(self, path: PathLike) -> Path:
         self.wait()
         if self._deferral is not None:
-            self._deferral.status.warn_if_ignored(stacklevel=3)
+            self._deferral.status.warn_if_ignored(level_of_caller())
         return Path(os.path.abspath(path))
 
     def _take(
@@ -264,7 +268,7 @@ class Checkpoint:
                 f"Checkpoint: no saved object holds {count} variables of an "
                 "optimizer. Their slots are saved as unnamed_0, unnamed_1, … in the "
                 "optimizer's order. Give the model to Checkpoint too.",
-                stacklevel=3,
+                stacklevel=level_of_caller(),
             )
 
 
@@ -273,7 +277,7 @@ def _say_aside(folder: Path, path: PathLike) -> None:
         warnings.warn(
             f"Checkpoint: saving over {path} was interrupted; the checkpoint that "
             f"stood there before is read from {folder}.",
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )
 
 

@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from thalweg.checkpoint.folder import Reader
 from thalweg.checkpoint.graph import Graph, build_graph
-from thalweg.checkpoint.keys import hyper_key, parse_slot_key
+from thalweg.checkpoint.keys import hyper_key, parse_rank_key, parse_slot_key
 from thalweg.checkpoint.matching import HyperPolicy, Match, match
 from thalweg.checkpoint.restoring import carry_out
 from thalweg.checkpoint.status import Outcome, RestoreStatus
@@ -121,7 +121,8 @@ class Deferral:
             slot = graph.slots.get(copy.key)
             self._note_variable(copy.saved, slot.variable if slot else copy.target)
         for made in found.creations:
-            self._note_variable(made.saved, made.variable)
+            for saved in made.keys.values():
+                self._note_variable(saved, made.variable)
         self._taken.update(found.values)
         self._taken.update(hyper_key(owner) for owner in found.owners)
         outcome = self._outcome
@@ -129,12 +130,13 @@ class Deferral:
         outcome.missing = tuple(found.missing)
         outcome.unexpected = tuple(found.unexpected)
         outcome.mismatched = tuple(found.mismatched)
+        outcome.reasons = tuple(found.reasons)
         self._holders = frozenset(map(id, graph.holders))
         if outcome.is_complete:
             self._end()
 
     def _note_variable(self, saved: str, variable: torch.Tensor) -> None:
-        parts = parse_slot_key(saved)
+        parts = parse_slot_key(parse_rank_key(saved))
         place = saved if parts is None else parts.variable
         self._taken.add(saved)
         self._variables[saved] = place, weakref.ref(variable)

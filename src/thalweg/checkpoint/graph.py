@@ -6,7 +6,7 @@ are aliases. A slot is named after its variable, whichever object leads to the s
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,9 +16,16 @@ from typing_extensions import TypeIs
 
 from thalweg.checkpoint.encoding import is_plain
 from thalweg.checkpoint.faces import FaceNumbers
-from thalweg.checkpoint.keys import face_key, object_key, slot_key
+from thalweg.checkpoint.keys import face_key, object_key, rank_key, slot_key
 from thalweg.checkpoint.torch_optimizers import TorchSlots, other_state, slots_of_torch
-from thalweg.checkpoint.values import Stateful, Value, extra_state, value_of
+from thalweg.checkpoint.values import (
+    PartsOfRanks,
+    Stateful,
+    Value,
+    extra_state,
+    value_of,
+)
+from thalweg.distribute.collectives import rank
 from thalweg.errors import CheckpointError, message
 from thalweg.state import (
     OwnerFace,
@@ -54,7 +61,9 @@ class Graph:
         owners: Optimizers by key; what only a face of one holds, after all of these.
         faces: Objects that show one of these optimizers in another shape.
         holders: All modules and Trackables that were met.
-        slots: Slots by key.
+        slots: Slots by key; that of one which the other ranks have, too, each for
+            itself, ends in this rank's number.
+        parts: What such slots make together, by key of their optimizer.
         unnamed: Variables that only an optimizer knows, by `unnamed_<i>`.
         values: Plain values and states.
     """
@@ -65,6 +74,7 @@ class Graph:
     faces: list[OwnerFace] = field(default_factory=list)
     holders: list[object] = field(default_factory=list)
     slots: dict[str, SlotRef] = field(default_factory=dict)
+    parts: dict[str, PartsOfRanks] = field(default_factory=dict)
     unnamed: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
 
@@ -222,10 +232,21 @@ class _Builder:
             if isinstance(owner, TorchSlots):
                 for parameter in owner.parameters():
                     self._variable_key(parameter)
+            own = self._add_parts(owner_key, owner)
             for handle, name, slot in owner.slot_variables():
                 variable = handle_of(handle)
                 key = slot_key(self._variable_key(variable), owner_key, name)
+                if id(variable) in own and name in pending_slots(owner):
+                    key = rank_key(key, rank())
                 self._graph.slots[key] = SlotRef(owner_key, variable, name, slot)
+
+    def _add_parts(self, key: str, owner: SlotOwner) -> Collection[int]:
+        """The variables whose pending slots only this rank has, by `id`."""
+        ask = getattr(owner, "pending_slots_of_rank", None)
+        own, together = ask() if ask is not None else ((), {})
+        if own:
+            self._graph.parts[key] = PartsOfRanks(**together)
+        return own
 
     def _variable_key(self, variable: torch.Tensor) -> str:
         key = self._keys.get(id(variable))
@@ -233,6 +254,11 @@ class _Builder:
             key = self._keys[id(variable)] = f"unnamed_{len(self._graph.unnamed)}"
             self._graph.unnamed[key] = variable
         return key
+
+
+def pending_slots(owner: object) -> Collection[str]:
+    """Slots that are there at times only: saved ones take the place of them all."""
+    return getattr(owner, "pending_slots", ())
 
 
 def _show_shards(module: nn.Module) -> None:

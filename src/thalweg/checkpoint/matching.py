@@ -8,8 +8,9 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from thalweg.checkpoint.encoding import decode, encode, tensor_keys
-from thalweg.checkpoint.graph import Graph
+from thalweg.checkpoint.graph import Graph, pending_slots
 from thalweg.checkpoint.keys import (
+    RANK,
     SlotKey,
     hyper_key,
     is_face_key,
@@ -19,7 +20,9 @@ from thalweg.checkpoint.keys import (
 )
 from thalweg.checkpoint.manifest import Manifest, TensorEntry
 from thalweg.checkpoint.torch_optimizers import STEP, TorchSlots
+from thalweg.checkpoint.values import PartsOfRanks, parts_key
 from thalweg.distribute.collectives import rank
+from thalweg.state import SlotOwner
 
 HyperPolicy = Literal["checkpoint", "keep", "error-if-different"]
 HYPER_POLICIES = get_args(HyperPolicy)
@@ -34,21 +37,30 @@ class Copy(NamedTuple):
 
 
 class Creation(NamedTuple):
-    """A saved slot that its optimizer has not made yet."""
+    """A saved slot that its optimizer has not made yet.
 
-    saved: str
+    Attributes:
+        owner: Key of the optimizer.
+        slot: Name of the slot.
+        variable: The variable.
+        keys: Where it is saved: by rank if ranks had one each, else one key by 0.
+        parts: What those of several ranks make together.
+    """
+
     owner: str
     slot: str
     variable: torch.Tensor
+    keys: Mapping[int, str]
+    parts: PartsOfRanks = PartsOfRanks()
 
 
 @dataclass
 class Match:
     """The outcome of matching a graph with a manifest.
 
-    `missing`, `unexpected` and `mismatched` are as in `RestoreStatus`; the other
-    fields say what is to be done. `values` is saved key to key, `owners` are those
-    whose hyperparameters are restored.
+    `missing`, `unexpected` and `mismatched` are as in `RestoreStatus`, `reasons` are
+    sentences about them; the other fields say what is to be done. `values` is saved
+    key to key, `owners` are those whose hyperparameters are restored.
     """
 
     copies: list[Copy] = field(default_factory=list)
@@ -59,11 +71,12 @@ class Match:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     hyper_differences: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     def restored(self) -> list[str]:
         """Keys in the checkpoint of all that is taken from it."""
         copied = [copy.saved for copy in self.copies]
-        made = [creation.saved for creation in self.creations]
+        made = [key for creation in self.creations for key in creation.keys.values()]
         return [*copied, *self.values, *made]
 
 
@@ -93,11 +106,12 @@ class _Matcher:
         hyper: HyperPolicy,
         taken: Collection[str],
     ) -> None:
-        self._taken = taken
+        self._taken = frozenset(taken)
         self._graph = graph
         self._manifest = manifest
         self._hyper = hyper
         self._used: set[str] = set()
+        self._owners_of_parts: set[str] = set()
         self._variables: dict[str, torch.Tensor] = {}
         self._result = Match()
 
@@ -152,8 +166,12 @@ class _Matcher:
                 )
             else:
                 self._result.values[place] = key
+        # These go with slots, which know whether they are taken.
+        of_parts = set(map(parts_key, self._graph.owners))
         for key, content in saved.items():
             self._used.update(tensor_keys(content))
+            if key in of_parts:
+                continue
             if parse_rank_key(key) not in found and key not in self._graph.values:
                 self._result.unexpected.append(key)
 
@@ -182,27 +200,95 @@ class _Matcher:
             for key, slot in self._graph.slots.items()
             if slot.name not in pending_slots(self._graph.owners[slot.owner])
         }
-        for saved in self._manifest.tensors:
+        for saved, keys in self._saved_slots().items():
             parts = parse_slot_key(saved)
-            if parts is None or saved in self._used:
+            if parts is None or parts.owner not in self._graph.owners:
                 continue
             variable = self._variable_of(parts)
-            if variable is None or parts.owner not in self._graph.owners:
+            if variable is None:
                 continue
-            place = (parts.owner, id(variable), parts.slot)
-            key = existing.pop(place, None)
-            if key is not None:
-                slot = self._graph.slots[key]
-                is_number = isinstance(self._graph.owners[slot.owner], TorchSlots)
-                is_number &= slot.name == STEP or slot.variable.dim() > 0
-                self._add_copy(saved, key, slot.tensor, is_number)
-            elif saved in self._taken:
-                self._used.add(saved)
-            else:
-                self._used.add(saved)
-                creation = Creation(saved, parts.owner, parts.slot, variable)
-                self._result.creations.append(creation)
+            key = existing.pop((parts.owner, id(variable), parts.slot), None)
+            if key is None:
+                self._match_new_slot(parts, variable, keys)
+                continue
+            slot = self._graph.slots[key]
+            is_number = isinstance(self._graph.owners[slot.owner], TorchSlots)
+            is_number &= slot.name == STEP or slot.variable.dim() > 0
+            self._add_copy(saved, key, slot.tensor, is_number)
         self._result.missing.extend(existing.values())
+        self._result.unexpected.extend(
+            key
+            for owner in self._graph.owners
+            if (key := parts_key(owner)) in self._manifest.values
+            and owner not in self._owners_of_parts
+        )
+
+    def _saved_slots(self) -> dict[str, dict[int | None, str]]:
+        """Keys of what may be slots: by slot, then by rank; None if all share it."""
+        found: dict[str, dict[int | None, str]] = {}
+        for saved in self._manifest.tensors:
+            if saved not in self._used:
+                slot, number = _split_rank(saved)
+                found.setdefault(slot, {})[number] = saved
+        return found
+
+    def _match_new_slot(
+        self,
+        slot: SlotKey,
+        variable: torch.Tensor,
+        saved: Mapping[int | None, str],
+    ) -> None:
+        """Plan to make a slot, if its optimizer knows such and its parts are clear."""
+        owner = self._graph.owners[slot.owner]
+        parts, keys = PartsOfRanks(), {0: saved[None]} if None in saved else {}
+        if None not in saved and slot.slot in pending_slots(owner):
+            content = self._manifest.values.get(parts_key(slot.owner))
+            parts = PartsOfRanks.read(content) or parts
+            keys = {n: k for n, k in saved.items() if n is not None and n < parts.ranks}
+            keys = keys if parts.ranks > 1 else {}
+        if not keys or self._lacks_option(slot, owner):
+            return
+        self._used.update(keys.values())
+        if parts.ranks > 1:
+            self._owners_of_parts.add(slot.owner)
+        elif not self._fits_rule(slot, owner, variable, keys[0]):
+            return
+        if self._taken.isdisjoint(keys.values()):
+            creation = Creation(slot.owner, slot.slot, variable, keys, parts)
+            self._result.creations.append(creation)
+
+    def _fits_rule(
+        self, slot: SlotKey, owner: object, variable: torch.Tensor, saved: str
+    ) -> bool:
+        """Whether a slot has the shape that its optimizer's rule needs."""
+        ask, entry = getattr(owner, "slot_shape", None), self._manifest.tensors[saved]
+        if ask is None or is_lazy(variable):
+            return True
+        needed = ask(slot.slot, variable)
+        if needed is None:
+            return True
+        if needed == entry.shape and entry.dtype.is_floating_point:
+            return True
+        dtype = str(entry.dtype).removeprefix("torch.")
+        self._result.mismatched.append(
+            f"{saved}: {dtype} of shape {entry.shape} in the checkpoint, a slot of "
+            f"shape {needed} in the object"
+        )
+        return False
+
+    def _lacks_option(self, slot: SlotKey, owner: object) -> bool:
+        """Whether an optimizer was made without what gives it such a slot."""
+        ask = getattr(owner, "lacking_option", None)
+        saved = self._manifest.hyperparameters.get(slot.owner, {})
+        option = ask(slot.slot, {} if self._hyper == "keep" else saved) if ask else ""
+        if option:
+            reason = (
+                f"'{slot.owner}' was made without {option}, so it has no slot "
+                f"{slot.slot!r}; what was saved of it is left aside."
+            )
+            if reason not in self._result.reasons:
+                self._result.reasons.append(reason)
+        return bool(option)
 
     def _variable_of(self, parts: SlotKey) -> torch.Tensor | None:
         known = self._variables.get(parts.variable)
@@ -211,11 +297,14 @@ class _Matcher:
     def _match_hyperparameters(self) -> None:
         saved = self._manifest.hyperparameters
         current = {
-            key: encode_hyperparameters(key, owner.hyperparameters())
+            key: encode_hyperparameters(key, owner)
             for key, owner in self._graph.owners.items()
         }
         for owner in dict.fromkeys([*current, *saved]):
             here, there = current.get(owner, {}), saved.get(owner, {})
+            if owner in current and owner in saved:
+                older = _encoded(owner, added_later(self._graph.owners[owner]))
+                here, there = {**older, **here}, {**older, **there}
             if is_face_key(owner):
                 self._note_differences(owner, here, there)
             else:
@@ -254,22 +343,38 @@ class _Matcher:
         )
 
 
+def _split_rank(key: str) -> tuple[str, int | None]:
+    """A key without the number of a rank, and that number."""
+    slot, _, number = key.partition(f"/{RANK}/")
+    is_number = number.isascii() and number.isdecimal() and len(number) < 10
+    return (slot, int(number)) if is_number else (key, None)
+
+
 def takes_new_hyperparameters(owner: object) -> bool:
     """Whether an optimizer takes hyperparameters that it does not have yet."""
     return bool(getattr(owner, "takes_new_hyperparameters", False))
 
 
-def pending_slots(owner: object) -> Collection[str]:
-    """Slots that are there at times only: saved ones take the place of them all."""
-    return getattr(owner, "pending_slots", ())
+def added_later(owner: object) -> Mapping[str, Any]:
+    """What hyperparameters mean that older checkpoints lack."""
+    return getattr(owner, "hyperparameters_added_later", {})
 
 
-def encode_hyperparameters(owner: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Encode an optimizer's hyperparameters, name by name.
+def encode_hyperparameters(key: str, owner: SlotOwner) -> dict[str, Any]:
+    """Encode an optimizer's hyperparameters as they are saved.
+
+    Those that stand as they did before there were such are left out: a checkpoint does
+    not tell by them which version has saved it.
 
     Raises:
         CheckpointError: If one is not a plain value.
     """
+    older = added_later(owner)
+    table = owner.hyperparameters().items()
+    return _encoded(key, {n: v for n, v in table if n not in older or v != older[n]})
+
+
+def _encoded(owner: str, table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: encode(v, hyper_key(owner, name)) for name, v in table.items()}
 
 

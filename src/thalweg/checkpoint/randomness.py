@@ -40,6 +40,9 @@ class RandomState:
 
     is_per_rank = True
 
+    def __repr__(self) -> str:
+        return "RandomState()"
+
     def state_dict(self) -> dict[str, Any]:
         """The states of all generators, by where they are."""
         return {

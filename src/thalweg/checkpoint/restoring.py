@@ -1,20 +1,22 @@
 """The only writer of a restore: called when everything has been found to fit."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from thalweg.checkpoint.encoding import decode
 from thalweg.checkpoint.folder import Reader
-from thalweg.checkpoint.graph import Graph
+from thalweg.checkpoint.graph import Graph, pending_slots
 from thalweg.checkpoint.keys import hyper_key
 from thalweg.checkpoint.matching import (
     HyperPolicy,
     Match,
+    added_later,
     takes_new_hyperparameters,
 )
 from thalweg.distribute.components import is_distributed
@@ -49,9 +51,12 @@ def carry_out(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) ->
             'hyper="keep".'
         )
     _check_numbers(found, reader)
+    _check_pending(graph, found, reader)
     _apply(graph, found, reader, hyper)
     for difference in found.hyper_differences:
-        logger.warning("Checkpoint.restore took the first: %s", difference)
+        logger.warning(
+            "Checkpoint.restore: %s; the checkpoint's value is in force.", difference
+        )
 
 
 def _check_numbers(found: Match, reader: Reader) -> None:
@@ -84,10 +89,13 @@ def _apply(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) -> No
         for key, value in values.items():
             _restore_value(key, value, graph, undo)
         for creation in found.creations:
-            key = creation.saved
             owner = graph.owners[creation.owner]
-            tensor = _read_like(key, creation.variable, reader)
-            owner.restore_slot_variable(creation.slot, creation.variable, tensor)
+            if not _waits(owner, creation.slot):
+                key = creation.keys[0]
+                tensor = _read_like(key, creation.variable, reader)
+                owner.restore_slot_variable(creation.slot, creation.variable, tensor)
+        for key, owner in _with_pending(graph):
+            owner.restore_pending(*_pending_of(key, owner, found, reader))
         _check_made(graph, found, reader)
     except Exception as problem:
         for step in reversed(undo):
@@ -110,11 +118,92 @@ def _check_made(graph: Graph, found: Match, reader: Reader) -> None:
         for variable, name, slot in owner.slot_variables()
     }
     for creation in found.creations:
-        saved = reader.manifest.tensors[creation.saved].dtype
+        key = next(iter(creation.keys.values()))
+        saved = reader.manifest.tensors[key].dtype
         place = (creation.owner, id(creation.variable), creation.slot)
         if made.get(place, saved) != saved:
             kinds = f"{made[place]} where the checkpoint holds {saved}"
-            raise TypeError(f"its optimizer made '{creation.saved}' of {kinds}")
+            raise TypeError(f"its optimizer made '{key}' of {kinds}")
+
+
+# ------------------------------------------------- slots that are there at times
+
+
+class SavedPart(NamedTuple):
+    """What one rank saved of a slot: its shape, its dtype, and how to read it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
+
+
+class SavedSlot(NamedTuple):
+    """A slot that waited when it was saved; its optimizer knows what to make of it.
+
+    Attributes:
+        slot: Its name.
+        variable: The variable.
+        parts: What each rank saved, by number; one part where they were all alike.
+        ranks: How many ranks saved one each, or 1.
+        reduction: What they would have made of them.
+    """
+
+    slot: str
+    variable: torch.Tensor
+    parts: Mapping[int, SavedPart]
+    ranks: int
+    reduction: str
+
+
+def _with_pending(graph: Graph) -> Iterator[tuple[str, Any]]:
+    for key, owner in graph.owners.items():
+        if hasattr(owner, "restore_pending"):
+            yield key, owner
+
+
+def _waits(owner: object, slot: str) -> bool:
+    return slot in pending_slots(owner) and hasattr(owner, "restore_pending")
+
+
+def _pending_of(
+    key: str, owner: object, found: Match, reader: Reader
+) -> tuple[list[SavedSlot], Callable[[torch.Tensor], torch.Tensor | None]]:
+    """The saved slots of an optimizer that wait, and what its variables will be."""
+    entries, pending = reader.manifest.tensors, pending_slots(owner)
+    targets = {id(copy.target): copy.saved for copy in found.copies}
+
+    def part(saved: str, variable: torch.Tensor) -> SavedPart:
+        entry = entries[saved]
+        read = partial(_read_like, saved, variable, reader)
+        return SavedPart(entry.shape, entry.dtype, read)
+
+    def saved_value(tensor: torch.Tensor) -> torch.Tensor | None:
+        saved = targets.get(id(handle_of(tensor)))
+        return None if saved is None else reader.read(saved)
+
+    slots = [
+        SavedSlot(
+            made.slot,
+            made.variable,
+            {number: part(saved, made.variable) for number, saved in made.keys.items()},
+            *made.parts,
+        )
+        for made in found.creations
+        if made.owner == key and made.slot in pending
+    ]
+    return slots, saved_value
+
+
+def _check_pending(graph: Graph, found: Match, reader: Reader) -> None:
+    """Ask optimizers whether what waited fits them, before anything is written."""
+    for key, owner in _with_pending(graph):
+        try:
+            owner.check_pending(*_pending_of(key, owner, found, reader))
+        except ValueError as problem:
+            raise CheckpointError(
+                f"Checkpoint {reader.folder}: '{key}' was refused. {problem} Nothing "
+                "was changed."
+            ) from problem
 
 
 def _decode_value(key: str, reader: Reader) -> Any:
@@ -134,7 +223,7 @@ def _restore_hyperparameters(
         if name in before or takes_new_hyperparameters(owner)
     }
     undo.append(lambda: owner.restore_hyperparameters(before))
-    owner.restore_hyperparameters(saved)
+    owner.restore_hyperparameters({**added_later(owner), **saved})
 
 
 def _restore_value(

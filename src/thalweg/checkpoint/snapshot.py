@@ -14,6 +14,7 @@ from thalweg.checkpoint.keys import escape, is_face_key, rank_key
 from thalweg.checkpoint.manifest import Manifest, encode_metadata
 from thalweg.checkpoint.matching import encode_hyperparameters
 from thalweg.checkpoint.tensor_file import CODES
+from thalweg.checkpoint.values import parts_key
 from thalweg.distribute.collectives import rank, world_size
 from thalweg.distribute.components import is_distributed, local_tensor
 from thalweg.errors import CheckpointError, describe, message
@@ -25,7 +26,7 @@ class Snapshot(NamedTuple):
     Attributes:
         tensors: Tensors by key, those of the objects themselves.
         manifest: The manifest without files, tensors, and values of single ranks.
-        own_values: Encoded values that only this rank has, by key.
+        own_values: Encoded values that not every rank has, by key.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -64,10 +65,11 @@ def take_snapshot(graph: Graph, metadata: dict[str, Any] | None) -> Snapshot:
             own[place] = _encode_value(place, value.get(), tensors)
         else:
             shared[key] = _encode_value(key, value.get(), tensors)
+    # Not every rank need have such slots: those that do tell the others.
+    own.update({parts_key(k): parts._asdict() for k, parts in graph.parts.items()})
     _check_storable(tensors)
     hyperparameters = {
-        key: encode_hyperparameters(key, owner.hyperparameters())
-        for key, owner in graph.owners.items()
+        key: encode_hyperparameters(key, owner) for key, owner in graph.owners.items()
     }
     empty = [k for k, table in hyperparameters.items() if is_face_key(k) and not table]
     for key in empty:

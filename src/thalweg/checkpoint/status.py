@@ -22,12 +22,14 @@ class Outcome:
         missing: Keys of existing objects that the checkpoint does not hold.
         unexpected: Keys in the checkpoint that no object has taken.
         mismatched: Keys of objects made later, of another shape or dtype.
+        reasons: Sentences about why something was not taken.
     """
 
     restored: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -115,7 +117,9 @@ class RestoreStatus:
         found = self._look()
         if found.is_complete:
             return
-        listing = list_problems(found.missing, found.unexpected, found.mismatched)
+        listing = list_problems(
+            found.missing, found.unexpected, found.mismatched, found.reasons
+        )
         warnings.warn(
             f"Checkpoint {self.path} was restored in part, and nobody has looked at "
             f"the status that restore returned.{listing}\n"
@@ -134,7 +138,8 @@ class RestoreStatus:
         unexpected: tuple[str, ...],
         mismatched: tuple[str, ...],
     ) -> Self:
-        listing = list_problems(missing, unexpected, mismatched)
+        reasons = self._outcome.reasons if unexpected else ()
+        listing = list_problems(missing, unexpected, mismatched, reasons)
         if listing:
             raise UnmatchedError(
                 f"Checkpoint {self.path}: expected a complete match.{listing}"
@@ -143,7 +148,10 @@ class RestoreStatus:
 
 
 def list_problems(
-    missing: tuple[str, ...], unexpected: tuple[str, ...], mismatched: tuple[str, ...]
+    missing: tuple[str, ...],
+    unexpected: tuple[str, ...],
+    mismatched: tuple[str, ...],
+    reasons: tuple[str, ...] = (),
 ) -> str:
     """One line for each key that does not fit, under a heading for each kind."""
     kinds = {
@@ -155,4 +163,4 @@ def list_problems(
         f"\n  {kind} ({len(keys)}):" + "".join(f"\n    {key}" for key in keys)
         for kind, keys in kinds.items()
         if keys
-    )
+    ) + "".join(f"\n  {reason}" for reason in reasons)

@@ -40,6 +40,40 @@ class Value(NamedTuple):
     is_per_rank: bool = False
 
 
+class PartsOfRanks(NamedTuple):
+    """How a reader puts together the slots that each rank has for itself.
+
+    Attributes:
+        ranks: How many ranks there are.
+        reduction: What they would make of them: "sum", "mean" or "other".
+    """
+
+    ranks: int = 1
+    reduction: str = "sum"
+
+    @classmethod
+    def read(cls, content: Any) -> PartsOfRanks | None:
+        """What a manifest says of them; None if that makes no sense."""
+        if not isinstance(content, dict) or content.keys() != set(cls._fields):
+            return None
+        found = cls(**content)
+        is_count = type(found.ranks) is int and found.ranks > 1
+        return found if is_count and found.reduction in _REDUCTIONS else None
+
+
+_REDUCTIONS = ("sum", "mean", "other")
+
+
+def parts_key(owner: str) -> str:
+    """Key of what a reader has to know of the slots that are stored by rank.
+
+    Example:
+        >>> parts_key("optimizer")
+        'optimizer/.parts'
+    """
+    return f"{owner}/.parts"
+
+
 def value_of(key: str, value: Any, replace: Callable[[Any], object]) -> Value:
     """How an object that is not walked is saved and restored.
 

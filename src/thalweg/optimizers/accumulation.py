@@ -140,6 +140,9 @@ class Sums:
     Attributes:
         steps: Gradients in a cycle.
         position: How many of them have come, an int64 variable.
+        reduction: What the means of all ranks become, if each rank has its own sums;
+            "" if they are alike.
+        is_as_restored: Whether this is the cycle that was last restored.
 
     Args:
         where: Name of the optimizer, for messages.
@@ -149,6 +152,7 @@ class Sums:
 
     def __init__(self, where: str, steps: int, position: Variable) -> None:
         self._where, self.steps, self.position = where, steps, position
+        self.reduction, self.is_as_restored = "", False
         self._dense: dict[int, Entry] = {}
         self._rows: dict[int, _Rows] = {}
         self._restored: set[tuple[int, bool]] = set()
@@ -289,7 +293,7 @@ class Sums:
 
     def end(self) -> None:
         """Begin the next cycle."""
-        self._dense, self._rows = {}, {}
+        self._dense, self._rows, self.is_as_restored = {}, {}, False
         self._set(0)
 
     # -- checkpoints ----------------------------------------------------------
