@@ -151,6 +151,12 @@ def ada_max(var, m, v, grad, *, beta1_power, lr, beta1, beta2, epsilon):
     return var - lr * first / (1 - beta1_power) / (largest + epsilon), first, largest
 
 
+def ada_max_with_floor(var, m, v, grad, *, beta1_power, lr, beta1, beta2, epsilon):
+    first = beta1 * m + (1 - beta1) * grad
+    largest = np.maximum(beta2 * v, np.abs(grad) + epsilon)
+    return var - lr * first / (1 - beta1_power) / largest, first, largest
+
+
 def rms_prop(var, ms, mom, grad, *, lr, rho, momentum, epsilon):
     second = rho * ms + (1 - rho) * grad**2
     step = momentum * mom + lr * grad / np.sqrt(second + epsilon)
@@ -173,6 +179,22 @@ def centered_rms_prop_without_momentum(var, rms, mg, grad, *, lr, rho, epsilon):
     second = rho * rms + (1 - rho) * grad**2
     first = rho * mg + (1 - rho) * grad
     return var - lr * grad / (np.sqrt(second - first**2) + epsilon), second, first
+
+
+def rms_prop_then_momentum(var, rms, mom, grad, *, lr, rho, momentum, epsilon):
+    second = rho * rms + (1 - rho) * grad**2
+    direction = momentum * mom + grad / (np.sqrt(second) + epsilon)
+    return var - lr * direction, second, direction
+
+
+def centered_rms_prop_then_momentum(
+    var, rms, mom, mg, grad, *, lr, rho, momentum, epsilon
+):
+    second = rho * rms + (1 - rho) * grad**2
+    first = rho * mg + (1 - rho) * grad
+    deviation = np.sqrt(second - first**2)
+    direction = momentum * mom + grad / (deviation + epsilon)
+    return var - lr * direction, second, direction, first
 
 
 def ftrl(

@@ -15,6 +15,7 @@ import torch
 from thalweg.checkpoint import Checkpoint
 from thalweg.errors import CheckpointError, describe, message
 from thalweg.interop.hugging_face_weights import load_weights
+from thalweg.interop.kinds import check_kind
 from thalweg.interop.state_matching import Match, check_shapes, match_parameters
 from thalweg.interop.torch_face import TorchFace
 from thalweg.interop.torch_state import load_torch_state
@@ -24,11 +25,6 @@ __all__ = ["convert"]
 _NAMES: Final = "param_names"
 PathLike = str | os.PathLike[str]
 PARTS: Final = {"state", "param_groups"}
-# Options that torch's optimizers have got one after the other.
-NEWER: Final = {
-    *("foreach", "maximize", "capturable", "differentiable", "fused"),
-    "decoupled_weight_decay",
-}
 
 
 def convert(
@@ -128,7 +124,7 @@ def _load_by_name(
         for g in optimizer.param_groups
     ]
     try:
-        _check_kind(optimizer, saved)
+        check_kind(where, optimizer, saved["param_groups"], saved["state"])
         match = match_parameters(where, own, saved["param_groups"])
         check_shapes(where, saved["state"], match)
         optimizer.load_state_dict(_renumbered(optimizer, saved["state"], match))
@@ -136,17 +132,6 @@ def _load_by_name(
         raise
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as problem:
         raise CheckpointError(f"convert: {problem}") from problem
-
-
-def _check_kind(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    for group in saved["param_groups"]:
-        missing = sorted(optimizer.defaults.keys() - group.keys() - NEWER)
-        if missing:
-            expected = f"the state of {type(optimizer).__name__}"
-            action = "Make the optimizer that the state was saved from."
-            raise CheckpointError(
-                message("convert", expected, f"a group without {missing}", action)
-            )
 
 
 def _renumbered(

@@ -32,8 +32,15 @@ from thalweg.interop.slot_owner import (
     restore_slot,
 )
 from thalweg.interop.state_matching import check_shapes, match_parameters
-from thalweg.optimizers.slots import check_variable
-from thalweg.state import Variable, name_of, register_names
+from thalweg.optimizers.torch_formula import TORCH_FORMULA, has_torch_formula
+from thalweg.optimizers.variables import check_variable
+from thalweg.state import (
+    Variable,
+    handle_of,
+    name_of,
+    register_name,
+    register_names,
+)
 
 __all__ = ["TorchFace", "as_torch"]
 
@@ -221,7 +228,7 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
             if "param_names" in group:
                 names = zip(group["param_names"], group["params"], strict=True)
                 for name, parameter in names:
-                    register_names({name: parameter})
+                    register_name(handle_of(parameter), name)
         self._wrapped.build(trained)
         for group, table in zip(self.param_groups, self._overrides, strict=True):
             override_numbers(self._wrapped, group["params"], table)
@@ -279,7 +286,8 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
 
         Returns:
             ``{"state": {index: {key: tensor}}, "param_groups": [...]}``; groups made
-            of named parameters have ``"param_names"``.
+            of named parameters have ``"param_names"``, and those of a class with two
+            formulas ``"torch_formula"``, which says in what units the state is.
 
         Raises:
             RuntimeError: In the midst of a cycle of ``gradient_accumulation_steps``,
@@ -299,6 +307,9 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
             number: {name: _plain(value) for name, value in own.items()}
             for number, own in saved["state"].items()
         }
+        if has_torch_formula(self._wrapped):
+            for group in saved["param_groups"]:
+                group[TORCH_FORMULA] = getattr(self._wrapped, TORCH_FORMULA)
         return saved
 
     @override
@@ -326,7 +337,10 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
         match = match_parameters(where, self.param_groups, groups)
         check_shapes(where, saved["state"], match)
         check_slots(self._wrapped, saved["state"])
+        formulas = [group.pop(TORCH_FORMULA, None) for group in match.groups]
         self._load_groups(match.groups)
+        if formulas[0] is not None and has_torch_formula(self._wrapped):
+            setattr(self._wrapped, TORCH_FORMULA, bool(formulas[0]))
         state = {match.parameters[k]: dict(own) for k, own in saved["state"].items()}
         if state or self.state:
             self._replace_state(state)

@@ -6,6 +6,7 @@ force is what the face of torch does with any state dict.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,12 +20,14 @@ from thalweg.interop.twin_reader import TwinReader, refusal
 from thalweg.interop.twin_writer import write_state
 from thalweg.interop.twins import Twin, twin_of
 from thalweg.optimizers import Optimizer
+from thalweg.optimizers.torch_formula import TORCH_FORMULA, has_torch_formula
 
 __all__ = ["load_torch_state", "torch_state"]
 
 _OWN_KEYS = ("params", "param_names")
 _PROBLEMS = (TypeError, ValueError, RuntimeError, OverflowError)
 Group = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 def load_torch_state(
@@ -36,11 +39,9 @@ def load_torch_state(
 
     The optimizer takes over slots, count and hyperparameters of its twin: `Adam`,
     `AdamW`, `SGD`, `RMSprop`, `Adagrad`, `Adadelta`, `Adamax` and `Nadam` have one. A
-    learning rate that is a schedule or callable stays so. Where the formulas agree,
-    training goes on with the same numbers: SGD (with momentum, as long as the learning
-    rate stays), Adagrad, Adadelta, Nadam, and RMSprop without momentum. The others put
-    epsilon in another place, which matters where gradients are about as small as it
-    is; `thalweg.optim` has torch's formulas.
+    learning rate that is a schedule or callable stays so. Each hyperparameter that
+    changes is logged. Training goes on with the same numbers: a class whose formula
+    Keras states differently is switched to torch's by its ``torch_formula``.
 
     torch counts the steps of each parameter, Keras those of all. A parameter without
     state counts as one whose gradients were zero so far. SGD of torch does not count at
@@ -73,6 +74,7 @@ def load_torch_state(
     face = _face_of(optimizer, model)
     twin = twin_of(face.wrapped)
     groups, state = _checked_form(twin, state_dict)
+    before = face.wrapped.hyperparameters()
     try:
         reader = TwinReader(twin, face.wrapped, groups, state)
         translated = {
@@ -91,16 +93,31 @@ def load_torch_state(
         raise CheckpointError(f"load_torch_state: {problem}") from problem
     if twin.decay is not None:
         face.wrapped.decay = decay
+    if has_torch_formula(face.wrapped):
+        setattr(face.wrapped, TORCH_FORMULA, True)
+    _tell_differences(before, face.wrapped.hyperparameters())
     if face is not optimizer:
         known = {id(match.parameters[number]) for number in translated["state"]}
         gone = [p for p in face.param_groups[0]["params"] if id(p) not in known]
         forget(face.wrapped, gone, resets=twin.has_step and not known)
 
 
+def _tell_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Log what was taken over, in the words of `Checkpoint.restore`."""
+    for name, value in after.items():
+        if value != before[name]:
+            logger.warning(
+                "load_torch_state took the first: %s: %r in the state dict, %r in the "
+                "optimizer",
+                *(name, value, before[name]),
+            )
+
+
 def torch_state(optimizer: Optimizer | TorchFace, model: Any = None) -> Group:
     """Give the state of an optimizer as its twin in `torch.optim` has it.
 
-    The inverse of `load_torch_state`, which says where formulas agree. A schedule is
+    The inverse of `load_torch_state`. Adam, AdamW, Adamax, and SGD and RMSprop with
+    momentum go on a little differently unless ``torch_formula`` is on. A schedule is
     given as the number in force; clips and averages stay behind.
 
     Args:

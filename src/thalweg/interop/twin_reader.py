@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from thalweg.errors import CheckpointError, describe, message
+from thalweg.interop.kinds import misfit
 from thalweg.interop.twins import Twin
 
 __all__ = ["TwinReader", "refusal"]
@@ -17,6 +18,7 @@ _STEP = "step"
 _OWN_KEYS = ("params", "param_names")
 _MUST_BE = {"maximize": False, "differentiable": False, "dampening": 0}
 _OTHER_OPTION = "Make the optimizer as torch's was made, or use thalweg.optim."
+_OTHER_KIND = "Make an optimizer of the kind that the state is of."
 Group = dict[str, Any]
 
 
@@ -42,10 +44,14 @@ class TwinReader:
         self._twin = twin
         self._owner = owner
         self._groups = groups
+        problem = misfit(twin.name, groups, state)
+        if problem:
+            expected = f"the state of {twin.name}"
+            raise refusal(twin, expected, problem, _OTHER_KIND)
         for group in groups:
             self._check_group(group)
-        self._rates = {n: float(g["lr"]) for g in groups for n in g["params"]}
-        told = {n: _without_none(state.get(n, {})) for n in self._rates}
+        numbers = [number for group in groups for number in group["params"]]
+        told = {number: _without_none(state.get(number, {})) for number in numbers}
         self._state = {number: own for number, own in told.items() if own}
         self._keys = {
             key: name
@@ -101,8 +107,6 @@ class TwinReader:
 
     def _read_group(self, group: Group) -> Group:
         entries = {entry: group[name] for name, entry in self._twin.options.items()}
-        if self._twin.squares_epsilon and self._owner.has_momentum:
-            entries["eps"] = float(group["eps"]) ** 2
         own = {name: group[name] for name in _OWN_KEYS if name in group}
         return {**own, **entries, **self._read_weight_decay(group)}
 
@@ -148,22 +152,8 @@ class TwinReader:
             if not isinstance(value, torch.Tensor) or not value.is_floating_point():
                 got = f"{describe(value)} as {key!r} of {number!r}"
                 raise self._refuse("floating tensors", got)
-            slots[name] = self._with_rate(name, value, self._rates[number])
+            slots[name] = value.detach()
         return slots
-
-    def _with_rate(self, name: str, value: torch.Tensor, rate: float) -> torch.Tensor:
-        """A slot that has the learning rate inside."""
-        factor = self._twin.rates.get(name)
-        if factor is None:
-            return value.detach()
-        if rate == 0 and bool(value.any()):
-            expected, got = (
-                "a learning rate above 0, which its momentum has inside",
-                "0",
-            )
-            action = "Save torch's state where the rate is not 0."
-            raise refusal(self._twin, expected, got, action)
-        return value.detach() * (factor * rate)
 
     def _refuse(self, expected: str, got: str) -> CheckpointError:
         return refusal(self._twin, expected, got, _OTHER_OPTION)

@@ -10,6 +10,7 @@ import torch
 from thalweg.errors import CheckpointError, message
 from thalweg.interop.torch_face import TorchFace
 from thalweg.interop.twins import Twin
+from thalweg.optimizers.torch_formula import TORCH_FORMULA
 from thalweg.state import handle_of
 
 __all__ = ["write_state"]
@@ -32,6 +33,8 @@ def write_state(twin: Twin, face: TorchFace) -> Group:
         CheckpointError: If torch's class lacks an option, or cannot say a slot.
     """
     owner: Any = face.wrapped
+    if getattr(owner, TORCH_FORMULA, False):
+        twin = twin.in_torch_units()
     if twin.decay is None and owner.decay != 0:
         raise _refusal(twin, "no decay of the rate", f"decay={owner.decay}")
     defaults = getattr(torch.optim, twin.name)([torch.zeros(1)]).defaults

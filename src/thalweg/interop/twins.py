@@ -2,13 +2,14 @@
 
 torch and Keras keep the same things under other names, and some of them in other
 units: the momentum of Keras has the learning rate inside. What is said here about a
-pair is all that reading and giving state dicts knows about formulas.
+pair is all that reading and giving state dicts knows about formulas. Reading switches a
+class whose formula differs to torch's, and units are torch's from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thalweg import optimizers
@@ -27,12 +28,13 @@ class Twin:
         options: torch's options of a group to the entries that a face has for them.
         flags: Options that choose the formula, named alike on both sides.
         rates: Names of slots that are this multiple of the learning rate times torch's
-            tensor.
+            tensor, in Keras's formula.
         shared: torch's keys of state to numbers that all variables share here.
         has_step: Whether torch counts steps.
         follows_step: Whether the formula reads the count.
         decay: torch's option for what is ``decay`` here.
-        squares_epsilon: Whether epsilon is inside the root where there is momentum.
+        squares_epsilon: Whether epsilon is inside the root where there is momentum, in
+            Keras's formula.
         shrinks: Whether weight decay shrinks variables where a group does not say.
     """
 
@@ -47,6 +49,10 @@ class Twin:
     decay: str | None = None
     squares_epsilon: bool = False
     shrinks: bool = False
+
+    def in_torch_units(self) -> Twin:
+        """The same pair where the optimizer here has torch's formula."""
+        return replace(self, rates={}, squares_epsilon=False)
 
 
 _MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v"}

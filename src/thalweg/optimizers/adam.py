@@ -11,6 +11,7 @@ from thalweg import rules
 from thalweg.errors import message
 from thalweg.optimizers.declarations import Flag, Hyper, Slot
 from thalweg.optimizers.optimizer import Optimizer
+from thalweg.optimizers.torch_formula import config_without_default
 
 __all__ = ["Adam", "AdamW"]
 
@@ -26,6 +27,8 @@ class Adam(Optimizer):
         beta_2: Decay of the second moment, in [0, 1).
         epsilon: >= 0. Unit L/U.
         amsgrad: Whether to divide by the largest second moment so far.
+        torch_formula: Whether epsilon stands inside the bias correction, as in torch:
+            it is multiplied by √(1 − beta_2ᵗ).
 
     Sparse:
         ``"rows"`` moves and decays the indexed rows only. ``"keras"`` is
@@ -38,7 +41,7 @@ class Adam(Optimizer):
         0.9
 
     Source:
-        Kingma and Ba, ICLR 2015; Keras 2.6, ``Adam``.
+        Kingma and Ba, ICLR 2015; Keras 2.6, ``Adam``; `torch.optim.Adam`.
     """
 
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
@@ -46,6 +49,7 @@ class Adam(Optimizer):
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     amsgrad: Flag = Flag(default=False)
+    torch_formula: Flag = Flag(default=False)
     m = Slot()
     v = Slot()
     vhat = Slot(when="amsgrad")
@@ -62,6 +66,10 @@ class Adam(Optimizer):
     @override
     def scalars(self, step: Any) -> dict[str, Any]:
         return _scalars(self, step)
+
+    @override
+    def get_config(self) -> dict[str, Any]:
+        return config_without_default(super().get_config())
 
     @override
     def set_weights(self, weights: Any) -> None:
@@ -91,6 +99,8 @@ class AdamW(Optimizer):
         beta_2: Decay of the second moment, in [0, 1).
         epsilon: >= 0. Unit L/U.
         amsgrad: Whether to divide by the largest second moment so far.
+        torch_formula: Whether epsilon stands inside the bias correction, as in torch:
+            it is multiplied by √(1 − beta_2ᵗ).
 
     Sparse:
         ``"rows"`` moves and decays the indexed rows only. ``"keras"`` is
@@ -108,7 +118,7 @@ class AdamW(Optimizer):
 
     Source:
         Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019;
-        Keras 3, ``AdamW``.
+        Keras 3, ``AdamW``; `torch.optim.AdamW`.
     """
 
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
@@ -117,6 +127,7 @@ class AdamW(Optimizer):
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     amsgrad: Flag = Flag(default=False)
+    torch_formula: Flag = Flag(default=False)
     m = Slot()
     v = Slot()
     vhat = Slot(when="amsgrad")
@@ -148,14 +159,21 @@ class AdamW(Optimizer):
     def scalars(self, step: Any) -> dict[str, Any]:
         return _scalars(self, step)
 
+    @override
+    def get_config(self) -> dict[str, Any]:
+        return config_without_default(super().get_config())
+
 
 def _scalars(optimizer: Any, step: Any) -> dict[str, Any]:
     """The scalars of both rules of Adam from Keras's hyperparameters."""
+    second, epsilon = optimizer.beta_2**step, optimizer.epsilon
+    if optimizer.torch_formula:
+        epsilon = epsilon * (1 - second) ** 0.5
     return {
         "beta1_power": optimizer.beta_1**step,
-        "beta2_power": optimizer.beta_2**step,
+        "beta2_power": second,
         "lr": optimizer.learning_rate,
         "beta1": optimizer.beta_1,
         "beta2": optimizer.beta_2,
-        "epsilon": optimizer.epsilon,
+        "epsilon": epsilon,
     }

@@ -11,6 +11,7 @@ from thalweg import rules
 from thalweg.optimizers.declarations import Flag, Hyper, Slot
 from thalweg.optimizers.old_weights import with_iterations
 from thalweg.optimizers.optimizer import Optimizer
+from thalweg.optimizers.torch_formula import config_without_default
 
 __all__ = ["RMSprop"]
 
@@ -21,18 +22,23 @@ class RMSprop(Optimizer):
     Formula: with momentum `thalweg.rules.rms_prop`, `thalweg.rules.centered_rms_prop`,
     where epsilon stands inside the root; without `rms_prop_without_momentum`,
     `centered_rms_prop_without_momentum` there, where it stands outside. So it is in
-    Keras.
+    Keras. torch's, with momentum `rms_prop_then_momentum` and
+    `centered_rms_prop_then_momentum` there, has epsilon outside and the learning rate
+    in front of the momentum; without momentum it is the same.
 
     Args:
         learning_rate: Length of a typical step, >= 0. Unit U.
         rho: Decay of the means, in [0, 1].
         momentum: Decay of the sum of steps, in [0, 1]. At 0 there is no such slot.
-        epsilon: >= 0. Unit (L/U)² with momentum, L/U without.
+        epsilon: >= 0. Unit (L/U)² with momentum, L/U without and in torch's formula.
         centered: Whether to divide by the standard deviation.
+        torch_formula: Whether to go on as `torch.optim.RMSprop` does. The slot of the
+            momentum has another unit then: choose before the first step.
 
     Sparse:
         ``"rows"`` moves and decays the indexed rows only. ``"keras"`` equals it with
-        momentum; without, it decays the means of all rows and moves the indexed ones.
+        momentum, in either formula; without, it decays the means of all rows and moves
+        the indexed ones.
 
     Example:
         >>> weight = tw.Variable([1.0])
@@ -43,7 +49,7 @@ class RMSprop(Optimizer):
 
     Source:
         Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012; Keras 2.6,
-        ``RMSprop``.
+        ``RMSprop``; `torch.optim.RMSprop`.
     """
 
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
@@ -51,6 +57,7 @@ class RMSprop(Optimizer):
     momentum: Hyper = Hyper(default=0.0, low=0.0, high=1.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     centered: Flag = Flag(default=False)
+    torch_formula: Flag = Flag(default=False)
     rms = Slot()
     momentum_slot = Slot(name="momentum", when="has_momentum")
     mg = Slot(when="centered")
@@ -68,11 +75,15 @@ class RMSprop(Optimizer):
 
     @override
     def rule(self) -> Callable[..., Any]:
-        if self.has_momentum:
-            return rules.centered_rms_prop if self.centered else rules.rms_prop
-        if self.centered:
-            return rules.centered_rms_prop_without_momentum
-        return rules.rms_prop_without_momentum
+        if not self.has_momentum:
+            plain = rules.rms_prop_without_momentum
+            centered = rules.centered_rms_prop_without_momentum
+        elif self.torch_formula:
+            plain = rules.rms_prop_then_momentum
+            centered = rules.centered_rms_prop_then_momentum
+        else:
+            plain, centered = rules.rms_prop, rules.centered_rms_prop
+        return centered if self.centered else plain
 
     @override
     def scalars(self, step: Any) -> dict[str, Any]:
@@ -83,6 +94,10 @@ class RMSprop(Optimizer):
             "momentum": self.momentum,
             "epsilon": self.epsilon,
         }
+
+    @override
+    def get_config(self) -> dict[str, Any]:
+        return config_without_default(super().get_config())
 
     @override
     def set_weights(self, weights: Sequence[Any]) -> None:

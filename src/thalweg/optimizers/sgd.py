@@ -10,6 +10,7 @@ from typing_extensions import override
 from thalweg import rules
 from thalweg.optimizers.declarations import Flag, Hyper, Slot
 from thalweg.optimizers.optimizer import Optimizer
+from thalweg.optimizers.torch_formula import config_without_default
 
 __all__ = ["SGD"]
 
@@ -17,16 +18,20 @@ __all__ = ["SGD"]
 class SGD(Optimizer):
     """Gradient descent; with momentum, Keras's form with the rate inside.
 
-    Formula: `thalweg.rules.gradient_descent`, `thalweg.rules.keras_momentum`.
+    Formula: `thalweg.rules.gradient_descent`, `thalweg.rules.keras_momentum`; in
+    torch's form the rate stands in front, `thalweg.rules.momentum`.
 
     Args:
         learning_rate: Step length for a unit gradient, >= 0. Unit U²/L.
         momentum: In [0, 1]. At 0 there is no slot.
         nesterov: Whether to look one step ahead.
+        torch_formula: Whether a change of the rate acts on the whole momentum, as in
+            torch. Its slot has another unit then: choose before the first step.
 
     Sparse:
         ``"rows"`` sums duplicates and moves the indexed rows. Without momentum all
-        three policies agree up to rounding; with it ``"keras"`` equals ``"rows"``.
+        three policies agree up to rounding; with it ``"keras"`` equals ``"rows"``, in
+        either form.
 
     Example:
         >>> weight = tw.Variable([1.0])
@@ -35,12 +40,13 @@ class SGD(Optimizer):
         [0.5]
 
     Source:
-        Keras 2.6, ``SGD``.
+        Keras 2.6, ``SGD``; `torch.optim.SGD`.
     """
 
     learning_rate: Hyper = Hyper(default=0.01, low=0.0)
     momentum: Hyper = Hyper(default=0.0, low=0.0, high=1.0)
     nesterov: Flag = Flag(default=False)
+    torch_formula: Flag = Flag(default=False)
     momentum_slot = Slot(name="momentum", when="has_momentum")
 
     @property
@@ -56,7 +62,9 @@ class SGD(Optimizer):
 
     @override
     def rule(self) -> Callable[..., Any]:
-        return rules.keras_momentum if self.has_momentum else rules.gradient_descent
+        if not self.has_momentum:
+            return rules.gradient_descent
+        return rules.momentum if self.torch_formula else rules.keras_momentum
 
     @override
     def rule_flags(self) -> dict[str, bool]:
@@ -66,3 +74,7 @@ class SGD(Optimizer):
     def scalars(self, step: Any) -> dict[str, Any]:
         rate = self.learning_rate
         return {"alpha": rate, "lr": rate, "momentum": self.momentum}
+
+    @override
+    def get_config(self) -> dict[str, Any]:
+        return config_without_default(super().get_config())

@@ -6,6 +6,7 @@ TensorFlow's names, in which ``lr`` is the learning rate.
 """
 
 from thalweg.rules.ada_max import ada_max
+from thalweg.rules.ada_max_with_floor import ada_max_with_floor
 from thalweg.rules.adadelta import adadelta
 from thalweg.rules.adagrad import adagrad, adagrad_da, adagrad_v2, row_wise_adagrad
 from thalweg.rules.adam import adam, adam_with_amsgrad
@@ -18,8 +19,10 @@ from thalweg.rules.nadam import nadam
 from thalweg.rules.proximal import proximal_adagrad, proximal_gradient_descent
 from thalweg.rules.rms_prop import (
     centered_rms_prop,
+    centered_rms_prop_then_momentum,
     centered_rms_prop_without_momentum,
     rms_prop,
+    rms_prop_then_momentum,
     rms_prop_without_momentum,
 )
 from thalweg.rules.scatter import (
@@ -36,6 +39,7 @@ from thalweg.rules.weight_decay import decoupled_weight_decay
 
 __all__ = [
     "ada_max",
+    "ada_max_with_floor",
     "adadelta",
     "adagrad",
     "adagrad_da",
@@ -44,6 +48,7 @@ __all__ = [
     "adam_with_amsgrad",
     "add_sign",
     "centered_rms_prop",
+    "centered_rms_prop_then_momentum",
     "centered_rms_prop_without_momentum",
     "decoupled_weight_decay",
     "ftrl",
@@ -58,6 +63,7 @@ __all__ = [
     "proximal_adagrad",
     "proximal_gradient_descent",
     "rms_prop",
+    "rms_prop_then_momentum",
     "rms_prop_without_momentum",
     "row_wise_adagrad",
     "scatter_add",

@@ -139,7 +139,7 @@ def test_bad_files_are_refused(trained: Any) -> None:
 def test_what_does_not_fit_is_refused(trained: Any) -> None:
     model, _, folder = trained
     state = folder / "optimizer.pt"
-    with pytest.raises(CheckpointError, match=r"a group without \['dampening'"):
+    with pytest.raises(CheckpointError, match=r"a group of Adam or AdamW, with"):
         convert(state, folder / "c", model, torch.optim.SGD(model.parameters()))
     other = nn.Linear(3, 4)
     with pytest.raises(CheckpointError, match="groups of"):

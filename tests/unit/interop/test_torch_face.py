@@ -523,3 +523,37 @@ def test_a_checkpoint_holds_it(tmp_path: Any) -> None:
     checkpoint.restore(tmp_path / "there").assert_consumed()
     train(model, optimizer, range(3, 6))
     assert equal(model, straight[0])
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_state_dict_says_in_which_formula_it_is(saved: bool) -> None:
+    """The momentum of Keras has the learning rate inside, torch's has not."""
+    options = {"learning_rate": 0.1, "momentum": 0.9}
+    model, optimizer = make("sgd", torch_formula=saved, **options)
+    train(model, optimizer, range(3))
+    other, again = make("sgd", torch_formula=not saved, **options)
+    other.load_state_dict(model.state_dict())
+    content = through_a_file(optimizer.state_dict())
+    assert [group["torch_formula"] for group in content["param_groups"]] == [saved]
+    again.load_state_dict(content)
+    assert again.wrapped.hyperparameters()["torch_formula"] is saved
+    assert "torch_formula" not in again.param_groups[0]
+    for group in (optimizer.param_groups[0], again.param_groups[0]):
+        group["lr"] = 0.01
+    assert equal(train(model, optimizer, range(3, 6)), train(other, again, range(3, 6)))
+    del content["param_groups"][0]["torch_formula"]
+    again.load_state_dict(content)  # as from elsewhere: what it was stays
+    assert again.wrapped.hyperparameters()["torch_formula"] is saved
+
+
+@pytest.mark.parametrize("how", ["module", "pairs"])
+def test_names_of_parameters_have_their_dots(how: str) -> None:
+    model, _ = make()
+    settings = {"*.bias": {"learning_rate": 0.0}, "0.weight": {"learning_rate": 0.5}}
+    plain = tw.optimizers.SGD(0.1, per_variable=settings)
+    given = model if how == "module" else list(model.named_parameters())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, as_torch(plain, given), range(1))
+    for name, parameter in model.named_parameters():
+        assert tw.state.name_of(parameter) == name
+        assert torch.equal(parameter, before[name]) == name.endswith("bias")

@@ -1,4 +1,4 @@
-"""The rules that only torch has equal their formulas in float64 NumPy."""
+"""The rules that only `thalweg.optim` has equal their formulas in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from thalweg.compiler.rule import Rule
-from thalweg.rules.ada_max_with_floor import ada_max_with_floor
 from thalweg.rules.penalty import l2_penalty
 from thalweg.rules.radam import radam
 from thalweg.rules.rprop import rprop
@@ -63,20 +62,6 @@ def test_rprop() -> None:
     bounds = {"shrink": 0.5, "grow": 1.2, "smallest": 0.1, "largest": 1.0}
     for own, wanted in zip(launched(rprop, values, **bounds), expected, strict=True):
         np.testing.assert_array_equal(own, wanted)
-
-
-def test_ada_max_with_floor() -> None:
-    var, m, v, grad = values = arrays(4)
-    new_m = 0.9 * m + (1 - 0.9) * grad
-    new_v = np.maximum(0.5 * v, np.abs(grad) + 0.1)
-    expected = [var - 0.2 / (1 - 0.3) * new_m / new_v, new_m, new_v]
-    scalars = {"beta1": 0.9, "beta2": 0.5, "lr": 0.2, "epsilon": 0.1}
-    for own, wanted in zip(
-        launched(ada_max_with_floor, values, **scalars, beta1_power=0.3),
-        expected,
-        strict=True,
-    ):
-        np.testing.assert_allclose(own, wanted, rtol=1e-12, atol=1e-13)
 
 
 def test_l2_penalty() -> None:
