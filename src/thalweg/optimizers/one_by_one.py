@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import repeat
 from typing import Any
 
 import torch
-from typing_extensions import override
 
 from thalweg.distribute import is_distributed
 from thalweg.errors import message
@@ -30,7 +32,7 @@ class _HandRecognition(Recognition):
 
     Attributes:
         examples: A variable for each device and dtype.
-        slots: The slots of each variable, by the `id` of what an override sees.
+        slots: The slots of each variable, by what an override sees of it.
     """
 
     def __init__(self, pairs: Pairs, entries: Mapping[int, Entry]) -> None:
@@ -45,7 +47,7 @@ class _HandRecognition(Recognition):
         self._views = list(map(as_variable, self.variables))
         pairs = zip(self.variables, self._views, strict=True)
         self._viewed = Places(v for v, view in pairs if view is not v)
-        self.slots = dict(zip(map(id, self._views), self._slots, strict=True))
+        self.slots = dict(zip(self._views, self._slots, strict=True))
 
     def views(self) -> Sequence[Variable]:
         """The variables as an override sees them.
@@ -55,6 +57,18 @@ class _HandRecognition(Recognition):
         if not self._viewed.are_kept():
             self._look()
         return self._views
+
+
+@cache
+def _takes_state_third(hook: Callable[..., Any]) -> bool:
+    """Whether an override takes ``apply_state`` behind gradient and variable."""
+    parameters = list(inspect.signature(hook).parameters.values())
+    third = parameters[3] if len(parameters) > 3 else None
+    return (
+        third is not None
+        and third.name == "apply_state"
+        and third.kind is third.POSITIONAL_OR_KEYWORD
+    )
 
 
 class OneByOne(GradientHooks, Keras2Protocol):
@@ -70,16 +84,6 @@ class OneByOne(GradientHooks, Keras2Protocol):
 
     _raw_batch: Batch
     _recognition: _HandRecognition | None
-
-    @override
-    def get_slot(self, var: torch.Tensor, slot_name: str) -> Any:
-        known: Any = self._recognition
-        try:
-            # What an override asks in every step, of every variable.
-            return known.slots[id(var)][slot_name]
-        except (AttributeError, KeyError):
-            pass
-        return super().get_slot(var, slot_name)
 
     def _apply_one_by_one(
         self, extended: Any, pairs: Pairs, known: Known | None
@@ -113,20 +117,57 @@ class OneByOne(GradientHooks, Keras2Protocol):
     def _apply_known(self, known: Known) -> None:
         """Call the override for each variable of a step like the one before."""
         apply_state = self._prepare(self._examples_of(known))
-        keyword = self._state_for("dense", apply_state)
         follows = self.use_ema or self._has_copies or self._has_decay
         with inside_step(self._raw_batch if self.batch_raw_ops else None):
-            if follows:
+            if follows or self._recognition is None:
                 for gradient, variable in zip(*known, strict=True):
                     entry = self._entries[id(variable)]
-                    self._apply_to_component(entry, variable, gradient, apply_state)
+                    component = as_variable(variable)
+                    self._apply_to_component(entry, component, gradient, apply_state)
             else:
-                update = self._resource_apply_dense
-                update = partial(update, **keyword) if keyword else update
-                for _ in map(update, known[0], self._views_of(known)):
-                    pass
+                views = self._recognition.views()
+                with self._slots_at_hand(self._recognition):
+                    self._call_override(known[0], views, apply_state)
         if self._recognition is not None:
             self._recognition.gradients = None  # Their memory may be needed.
+
+    def _call_override(
+        self, gradients: Sequence[Any], views: Sequence[Variable], apply_state: Any
+    ) -> None:
+        update = self._resource_apply_dense
+        if not self._state_for("dense", apply_state):
+            calls = map(update, gradients, views)
+        elif _takes_state_third(type(self)._resource_apply_dense):
+            calls = map(update, gradients, views, repeat(apply_state))
+        else:
+            pairs = zip(gradients, views, strict=True)
+            calls = (update(g, v, apply_state=apply_state) for g, v in pairs)
+        for _ in calls:
+            pass
+
+    @contextmanager
+    def _slots_at_hand(self, known: _HandRecognition) -> Generator[None]:
+        """Open a scope in which `get_slot` finds the slots of this step at once.
+
+        An override asks for them of every variable; an attribute of the optimizer is
+        found before the method of its class.
+        """
+        attributes, slots, look_up = vars(self), known.slots, self.get_slot
+
+        def get_slot(var: torch.Tensor, slot_name: str) -> Any:
+            try:
+                return slots[var][slot_name]  # pyright: ignore[reportArgumentType]
+            except (KeyError, TypeError):
+                return look_up(var, slot_name)
+
+        if type(self).get_slot is not OneByOne.get_slot or "get_slot" in attributes:
+            yield
+            return
+        attributes.update(get_slot=get_slot, _slots_are_at_hand=True)
+        try:
+            yield
+        finally:
+            del attributes["get_slot"], attributes["_slots_are_at_hand"]
 
     def _examples_of(self, known: Known) -> Sequence[torch.Tensor]:
         """Variables of all devices and dtypes of a step like the one before."""
@@ -134,12 +175,6 @@ class OneByOne(GradientHooks, Keras2Protocol):
         if self._recognition is None or is_overridden:
             return known[1]
         return self._recognition.examples
-
-    def _views_of(self, known: Known) -> Sequence[Variable]:
-        """The variables of a step like the one before, as an override sees them."""
-        if self._recognition is None:
-            return list(map(as_variable, known[1]))
-        return self._recognition.views()
 
     def _updater_of(
         self, variable: torch.Tensor, apply_state: Any

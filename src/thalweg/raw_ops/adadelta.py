@@ -56,8 +56,6 @@ def ResourceApplyAdadelta(
         >>> weight.item()
         0.5
     """
-    del use_locking, name
-    _adadelta.run((var, accum, accum_update, grad), (lr, rho, epsilon))
 
 
 @registered

@@ -53,8 +53,6 @@ def ResourceApplyAdagrad(
         >>> weight.item(), accum.item()
         (0.75, 4.0)
     """
-    del use_locking, name
-    _adagrad.run((var, accum, grad), (lr, update_slots))
 
 
 @_adagrad_v2.serves
@@ -85,8 +83,6 @@ def ResourceApplyAdagradV2(
         TypeError: If a resource is no tensor or a scalar no number.
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
-    del use_locking, name
-    _adagrad_v2.run((var, accum, grad), (lr, epsilon, update_slots))
 
 
 @registered

@@ -65,11 +65,6 @@ def ResourceApplyAdam(
         >>> weight.item(), m.item(), v.item()
         (0.75, 0.5, 0.25)
     """
-    del use_locking, name
-    _adam.run(
-        (var, m, v, grad),
-        (beta1_power, beta2_power, lr, beta1, beta2, epsilon, use_nesterov),
-    )
 
 
 @_adam_with_amsgrad.serves
@@ -110,10 +105,6 @@ def ResourceApplyAdamWithAmsgrad(
         TypeError: If a resource is no tensor or a scalar no number.
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
-    del use_locking, name
-    _adam_with_amsgrad.run(
-        (var, m, v, vhat, grad), (beta1_power, beta2_power, lr, beta1, beta2, epsilon)
-    )
 
 
 @_ada_max.serves
@@ -150,5 +141,3 @@ def ResourceApplyAdaMax(
         TypeError: If a resource is no tensor or a scalar no number.
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
-    del use_locking, name
-    _ada_max.run((var, m, v, grad), (beta1_power, lr, beta1, beta2, epsilon))

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ParamSpec
 
-import torch
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message
+from thalweg.raw_ops.calls import MISSING, refuse_call, wired
+from thalweg.raw_ops.checks import (
+    gradient_of,
+    number_of,
+    numbers_of,
+    resources_of,
+    shape_message,
+)
 from thalweg.raw_ops.indices import checked_rows, indices_of
 from thalweg.raw_ops.registration import Operator
-from thalweg.state import IndexedSlices, handle_of
+from thalweg.state import IndexedSlices
 from thalweg.step import launch_dense, launch_rows
-from thalweg.step.batch import Action, Deed, calling, flush
+from thalweg.step.batch import Action, Deed, batch_in_force
 from thalweg.step.single import launcher_of
 
 __all__ = [
     "Door",
     "apply_rows",
-    "check_not_negative",
-    "check_not_positive",
-    "check_positive",
-    "numbers_of",
-    "resource_of",
 ]
 
 RuleFunction = Callable[..., Any]
@@ -65,8 +68,11 @@ class Door:
         self._actions: dict[tuple[bool, ...], Action] = {}
         self._num_scalars = len(self.rule.scalars)
         self._known: dict[tuple[Any, ...], Deed] = {}
-        self._known_deed = self._known.get
         self._deeds: dict[bytes, Deed] = {}
+        # Settings that tell the call before, its deed, and the numbers they were.
+        unknown = [object()] * (len(self.rule.scalars) + len(self.rule.flags))
+        self._last: tuple[tuple[Any, ...] | None, Any, list[Any]]
+        self._last = None, None, unknown
 
     def serves(
         self, function: Callable[Parameters, None]
@@ -74,14 +80,18 @@ class Door:
         """Make a raw op that calls `run`, and does nothing else, known to torch.
 
         Args:
-            function: The op; its arguments are as those of `registered`.
+            function: Name, signature and description of the op; its arguments have
+                the names of the rule's, and are as those of `registered`.
 
         Returns:
-            The function itself.
+            The op.
         """
-        self._operator = Operator.of(function)
+        names = inspect.signature(function).parameters
+        settings = [n for n in (*self.rule.scalars, *self.rule.flags) if n in names]
+        op = wired(function, self.run, self.rule.tensors, settings)
+        self._operator = Operator.of(op)
         self._operator.define()
-        return function
+        return op
 
     def run(self, tensors: tuple[Any, ...], settings: tuple[Any, ...]) -> None:
         """Run the rule on a variable; inside of a batch, at its end.
@@ -100,17 +110,19 @@ class Door:
         if is_dynamo_compiling() and self._operator is not None:
             self._operator(self._named(tensors, settings))
             return
+        batch = batch_in_force()
+        # The numbers are most often those of the call before.
+        settings_before, deed, _ = self._last
         try:
-            # The numbers of a step are most often those of the variable before.
-            deed = self._known_deed(settings)
-        except TypeError:  # something that cannot be hashed
-            deed = None
-        if deed is None:
+            # A complex number may equal one of them.
+            is_known = settings == settings_before and type(sum(settings)) in _CONSTANT
+        except (RuntimeError, TypeError, ValueError):  # what cannot be compared
+            is_known = False
+        if not is_known:
             if is_compiling() and self._operator is not None:
                 self._operator(self._named(tensors, settings))
                 return
-            deed = self._deed_of(settings)
-        batch = calling.batch
+            deed = (self._deed_of if batch is None else self._kept_deed)(settings)
         if batch is not None:
             batch.add_deed(deed)
             batch.add_tensors(tensors)
@@ -123,46 +135,65 @@ class Door:
         else:
             action.now(tensors, numbers)
 
-    def _deed_of(self, settings: tuple[Any, ...]) -> Deed:
-        """What is done with these settings; most often the same object as before."""
-        is_constant = _CONSTANT.issuperset(map(type, settings))
-        if is_constant and 0.0 not in settings[: self._num_scalars]:
-            deed = self._make(settings)
+    def _kept_deed(self, settings: tuple[Any, ...]) -> Deed:
+        """What is done with these settings: the same object as in an earlier call."""
+        try:
+            deed = self._known.get(settings)
+            if deed is not None and type(sum(settings)) in _CONSTANT:
+                return deed
+        except TypeError:  # something that cannot be hashed, or added
+            pass
+        deed = self._deed_of(settings)
+        given, _, numbers = self._last
+        deed = _keep(self._deeds, _packer(len(numbers))(*numbers), deed)
+        if given is not None:
             _keep(self._known, settings, deed)
-            return deed
-        # A tensor may hold another number later; zero equals minus zero.
-        numbers = settings if is_constant else self._numbers(settings)
-        bits = _packer(len(numbers))(*numbers)
-        deed = self._deeds.get(bits)
-        if deed is None:
-            deed = self._make(numbers)
-            _keep(self._deeds, bits, deed)
+        self._last = given, deed, numbers
         return deed
 
-    def _numbers(self, settings: tuple[Any, ...]) -> list[Any]:
-        """What the settings are now."""
-        op, names = self._op, self.rule.scalars
-        numbers = list(settings)
+    def _deed_of(self, settings: tuple[Any, ...]) -> Deed:
+        """What is done with these settings, of which most are those seen last."""
+        _, deed_before, numbers_before = self._last
+        numbers = numbers_before[: len(settings)]
+        is_constant = True
         for place, value in enumerate(settings):
-            if type(value) not in _CONSTANT:
-                is_flag = place >= self._num_scalars
-                number = bool(value) if is_flag else number_of(op, names[place], value)
-                numbers[place] = number
-        return numbers
-
-    def _make(self, settings: Sequence[float]) -> Deed:
+            if value is not numbers[place]:
+                is_constant = is_constant and type(value) in _CONSTANT
+                numbers[place] = self._number(place, value, settings)
         count = self._num_scalars
+        scalars = tuple(numbers[:count])
+        is_like = self._examine is None and numbers[count:] == numbers_before[count:]
+        if is_like and deed_before is not None:
+            action = deed_before[0]
+        else:
+            action = self._action_of(scalars, numbers[count:])
+        deed = action, scalars
+        # A tensor may hold another number later; zero equals minus zero.
+        is_telling = is_constant and all(scalars)
+        self._last = settings if is_telling else None, deed, numbers
+        return deed
+
+    def _number(self, place: int, value: Any, settings: tuple[Any, ...]) -> float:
+        """What one of the settings is now."""
+        if type(value) is float:
+            return value
+        if value is MISSING:
+            self._refuse_missing(self._setting_names(settings), settings)
+        if place >= self._num_scalars:
+            return bool(value)
         try:
-            numbers = tuple(map(float, settings[:count]))
+            return number_of(self._op, self.rule.scalars[place], value)
         except OverflowError:
             raise TypeError(
                 message(self._op, "numbers of float64", "a larger int", "Scale it.")
             ) from None
-        flags = tuple(map(bool, settings[count:]))
+
+    def _action_of(self, scalars: tuple[float, ...], flags: Sequence[Any]) -> Action:
+        """What is done with these flags, and those that follow from the numbers."""
         if self._examine is not None:
-            named = dict(zip(self.rule.scalars, numbers, strict=True))
+            named = dict(zip(self.rule.scalars, scalars, strict=True))
             flags = (*self._examine(named), *flags)
-        return self._actions.get(flags) or self._action(flags), numbers
+        return self._actions.get(tuple(flags)) or self._action(tuple(flags))
 
     def _action(self, flags: tuple[bool, ...]) -> Action:
         """What is done with these flags."""
@@ -176,20 +207,33 @@ class Door:
     ) -> None:
         """Look at everything that was given, then run the rule."""
         op, rule = self._op, self.rule
-        tensors = _resources(op, dict(zip(rule.outputs, given, strict=False)))
-        grad = _gradient(op, rule.gradient, given[-1], tensors[0])
+        self._refuse_missing(rule.tensors, given)
+        tensors = resources_of(op, dict(zip(rule.outputs, given, strict=False)))
+        grad = gradient_of(op, rule.gradient, given[-1], tensors[0])
         if grad.shape != tensors[0].shape:
             raise ValueError(
-                _shape_message(op, rule.gradient, grad, rule.var, tensors[0])
+                shape_message(op, rule.gradient, grad, rule.var, tensors[0])
             )
         scalars = dict(zip(rule.scalars, numbers, strict=True))
         launch_dense(rule, flags, [*tensors, grad], scalars)
 
-    def _named(self, tensors: Sequence[Any], settings: Sequence[Any]) -> dict[str, Any]:
-        """What was given, by the names of the rule, which are those of the op."""
+    def _refuse_missing(self, names: Sequence[str], given: Sequence[Any]) -> None:
+        """Refuse a call in which one of these was not passed."""
+        missing = [n for n, v in zip(names, given, strict=True) if v is MISSING]
+        if missing and self._operator is not None:
+            arguments = self._operator.arguments
+            passed = dict.fromkeys(arguments.keys() - set(missing))
+            refuse_call(self._op, arguments, (), passed)
+
+    def _setting_names(self, settings: Sequence[Any]) -> Sequence[str]:
+        """Names of the settings; flags that follow from numbers are no arguments."""
         rule = self.rule
         num_derived = len(rule.scalars) + len(rule.flags) - len(settings)
-        names = (*rule.tensors, *rule.scalars, *rule.flags[num_derived:])
+        return (*rule.scalars, *rule.flags[num_derived:])
+
+    def _named(self, tensors: Sequence[Any], settings: Sequence[Any]) -> dict[str, Any]:
+        """What was given, by the names of the rule, which are those of the op."""
+        names = (*self.rule.tensors, *self._setting_names(settings))
         return dict(zip(names, (*tensors, *settings), strict=True))
 
 
@@ -222,8 +266,8 @@ def apply_rows(
         ValueError: If shapes differ, a dtype is not floating, or an index is out of
             range; nothing is written then.
     """
-    tensors = _resources(op, resources)
-    grad = _gradient(op, "grad", grad, tensors[0])
+    tensors = resources_of(op, resources)
+    grad = gradient_of(op, "grad", grad, tensors[0])
     indices = indices_of(op, indices, tensors[0])
     if indices.ndim != 1:
         raise ValueError(
@@ -244,128 +288,8 @@ def apply_rows(
         launch_rows(_rule_of(function), flags, tensors, slices, numbers, "sequence")
 
 
-def _keep(table: dict[Any, Any], key: Any, deed: Deed) -> None:
-    """Remember a deed; when there are too many of them, all are forgotten."""
+def _keep(table: dict[Any, Deed], key: Any, deed: Deed) -> Deed:
+    """The deed remembered by a key; when there are too many, all are forgotten."""
     if len(table) >= _MOST_KNOWN:
         table.clear()
-    table[key] = deed
-
-
-def resource_of(op: str, name: str, value: Any) -> torch.Tensor:
-    """The tensor that a resource argument stands for."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(
-            message(
-                f"{op}: {name}",
-                "a Variable, its handle, or a tensor",
-                describe(value),
-                "Pass var=variable.handle.",
-            )
-        )
-    # What was called before must be done before this op reads or writes.
-    flush()
-    return handle_of(value)
-
-
-def number_of(op: str, name: str, value: Any) -> float:
-    """The number that a scalar argument stands for."""
-    if isinstance(value, torch.Tensor) and not value.dim():
-        value = value.item()
-        if type(value) is float:
-            return value
-    if getattr(value, "shape", None):
-        raise ValueError(
-            message(
-                f"{op}: {name}",
-                "a scalar",
-                describe(value),
-                "Pass a number or 0-d tensor.",
-            )
-        )
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            message(
-                f"{op}: {name}",
-                "a number or a 0-d tensor",
-                describe(value),
-                "Pass one.",
-            )
-        ) from None
-
-
-def numbers_of(op: str, scalars: Mapping[str, Any]) -> Mapping[str, float]:
-    """The numbers that scalar arguments stand for, by name."""
-    return {name: number_of(op, name, value) for name, value in scalars.items()}
-
-
-def check_positive(op: str, name: str, number: float) -> None:
-    """Refuse a number that is not above zero."""
-    if not number > 0:
-        raise ValueError(_number_message(op, name, "a positive scalar", number))
-
-
-def check_not_negative(op: str, name: str, number: float) -> None:
-    """Refuse a number below zero."""
-    if not number >= 0:
-        raise ValueError(_number_message(op, name, "a non-negative scalar", number))
-
-
-def check_not_positive(op: str, name: str, number: float) -> None:
-    """Refuse a number above zero."""
-    if not number <= 0:
-        raise ValueError(_number_message(op, name, "a non-positive scalar", number))
-
-
-def _resources(op: str, resources: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The tensors behind resource arguments, of one shape and floating dtype."""
-    tensors: list[torch.Tensor] = []
-    shape: torch.Size | None = None
-    for name, value in resources.items():
-        tensor = resource_of(op, name, value)
-        if not tensor.is_floating_point():
-            raise ValueError(_dtype_message(op, name, tensor))
-        if shape is None:
-            shape = tensor.shape
-        elif tensor.shape != shape:
-            first = next(iter(resources))
-            raise ValueError(_shape_message(op, name, tensor, first, tensors[0]))
-        tensors.append(tensor)
-    return tensors
-
-
-def _gradient(op: str, name: str, grad: Any, var: torch.Tensor) -> torch.Tensor:
-    if not isinstance(grad, torch.Tensor):
-        grad = torch.as_tensor(grad, dtype=var.dtype, device=var.device)
-    if not grad.is_floating_point() or grad.device != var.device or grad.is_sparse:
-        raise ValueError(
-            message(
-                f"{op}: {name}",
-                f"a dense floating tensor on {var.device}",
-                describe(grad),
-                "Move or convert it first.",
-            )
-        )
-    return grad
-
-
-def _dtype_message(op: str, name: str, got: torch.Tensor) -> str:
-    advice = "Pass torch.view_as_real of it." if got.is_complex() else "Cast it."
-    return message(f"{op}: {name}", "a floating tensor", describe(got), advice)
-
-
-def _number_message(op: str, name: str, expected: str, number: float) -> str:
-    action = "Nothing was written; pass another number."
-    return message(f"{op}: {name}", expected, repr(number), action)
-
-
-def _shape_message(
-    op: str, name: str, got: torch.Tensor, var_name: str, var: torch.Tensor
-) -> str:
-    return message(
-        op,
-        f"{name} of the shape of {var_name}, {tuple(var.shape)}",
-        describe(got),
-        f"{var_name} and {name} must have the same shape.",
-    )
+    return table.setdefault(key, deed)

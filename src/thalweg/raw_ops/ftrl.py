@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import (
-    Door,
-    apply_rows,
+from thalweg.raw_ops.checks import (
     check_not_negative,
     check_not_positive,
     check_positive,
     numbers_of,
 )
+from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import registered
 
 __all__ = [
@@ -76,8 +75,6 @@ def ResourceApplyFtrl(
         >>> weight.item(), accum.item(), linear.item()
         (0.125, 1.0, -1.0)
     """
-    del use_locking, name
-    _ftrl.run((var, accum, linear, grad), (lr, l1, l2, lr_power, multiply_linear_by_lr))
 
 
 @_ftrl_v2.serves
@@ -116,11 +113,6 @@ def ResourceApplyFtrlV2(
         TypeError: If a resource is no tensor or a scalar no number.
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
-    del use_locking, name
-    _ftrl_v2.run(
-        (var, accum, linear, grad),
-        (lr, l1, l2, l2_shrinkage, lr_power, multiply_linear_by_lr),
-    )
 
 
 @registered

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import Door, apply_rows, numbers_of
+from thalweg.raw_ops.checks import numbers_of
+from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import registered
 
 __all__ = [
@@ -52,8 +53,6 @@ def ResourceApplyGradientDescent(
         >>> weight.item()
         0.5
     """
-    del use_locking, name
-    _gradient_descent.run((var, delta), (alpha,))
 
 
 @_proximal_gradient_descent.serves
@@ -89,8 +88,6 @@ def ResourceApplyProximalGradientDescent(
         >>> weight.item()
         0.25
     """
-    del use_locking, name
-    _proximal_gradient_descent.run((var, delta), (alpha, l1, l2))
 
 
 @registered

@@ -62,7 +62,12 @@ def indices_of(op: str, indices: Any, variable: torch.Tensor) -> torch.Tensor:
         TypeError: If they are no integers.
         ValueError: If the variable has no rows to choose from.
     """
-    indices = torch.as_tensor(indices, device=variable.device)
+    try:
+        indices = torch.as_tensor(indices, device=variable.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            message(f"{op}: indices", "integers", describe(indices), "Pass some.")
+        ) from None
     if indices.numel() == 0 and not indices.dtype.is_floating_point:
         return indices.long()
     if indices.dtype not in (torch.int32, torch.int64):

@@ -55,8 +55,6 @@ def ResourceApplyMomentum(
         >>> weight.item(), accum.item()
         (0.25, 1.5)
     """
-    del use_locking, name
-    _momentum.run((var, accum, grad), (lr, momentum, use_nesterov))
 
 
 @_keras_momentum.serves
@@ -87,8 +85,6 @@ def ResourceApplyKerasMomentum(
         TypeError: If a resource is no tensor or a scalar no number.
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
-    del use_locking, name
-    _keras_momentum.run((var, accum, grad), (lr, momentum, use_nesterov))
 
 
 @registered

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 import torch
 from torch.compiler import is_compiling
 
 from thalweg.compiler import KernelKey, Rule, kernel_source, reads_shape
-from thalweg.errors import describe, message, nearest
+from thalweg.errors import describe, message
+from thalweg.raw_ops.calls import refuse_call
 from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import Operator
 
@@ -22,8 +24,9 @@ __all__ = ["RawOp", "own_ops", "raw_op"]
 
 RuleFunction = Callable[..., Any]
 
-_RESERVED = frozenset(("check_indices", "indices", "name"))
+_RESERVED = frozenset(("check_indices", "indices", "name", "self"))
 _EMPTY = inspect.Parameter.empty
+_logger = logging.getLogger("thalweg")
 _own: dict[str, RawOp] = {}
 
 
@@ -44,6 +47,7 @@ class RawOp:
         self.is_sparse = is_sparse
         _check_names(name, self.rule)
         self._arguments = _arguments_of(function, self.rule, is_sparse=is_sparse)
+        _check_flags(name, {n: self._arguments[n] for n in self.rule.flags})
         self.__signature__ = _signature_of(self._arguments)
         self._defaults = {n: d for n, d in self._arguments.items() if d is not _EMPTY}
         self._tensors_of = _getter(self.rule.tensors)
@@ -63,35 +67,38 @@ class RawOp:
         )
         self._operator.define()
 
-    def __call__(self, **arguments: Any) -> None:
+    def __call__(self, /, *positional: Any, **arguments: Any) -> None:
         """Run the rule on a variable and its slots, in place.
 
         Args:
+            *positional: None: arguments go by name.
             **arguments: The rule's arguments by name: variable and slots are
                 tensors, `Variable`s or handles; scalars are numbers or 0-d tensors.
                 A sparse op takes ``indices`` and ``check_indices`` too, and one row
                 of the gradient for each index. ``name`` is accepted.
 
         Raises:
-            TypeError: If an argument is missing or unknown, a resource is no tensor,
-                or a scalar is no number.
+            TypeError: If an argument is missing, unknown or without a name, a resource
+                is no tensor, or a scalar is no number.
             ValueError: If shapes, dtypes or devices do not fit, or an index is out
                 of range; nothing is written then.
         """
+        if positional:
+            refuse_call(self.name, self._arguments, positional)
         if is_compiling():
             self._operator(arguments)
         else:
             self._run(**arguments)
 
-    def _run(self, **arguments: Any) -> None:
+    def _run(self, /, **arguments: Any) -> None:
         given = {**self._defaults, **arguments}
         given.pop("name", None)
         try:
             tensors, settings = self._tensors_of(given), self._settings_of(given)
         except KeyError:
-            self._refuse(given)
+            refuse_call(self.name, self._arguments, (), given)
         if len(given) > len(self._arguments):
-            self._refuse(given)
+            refuse_call(self.name, self._arguments, (), given)
         if not self.is_sparse:
             self._door.run(tensors, settings)
             return
@@ -128,19 +135,6 @@ class RawOp:
         key = KernelKey(self.rule, pairs, (dtype,) * len(self.rule.tensors), mode)
         return kernel_source(key, device)
 
-    def _refuse(self, given: Mapping[str, Any]) -> NoReturn:
-        missing = [n for n in self._arguments if n not in given]
-        unknown = [n for n in given if n not in self._arguments]
-        advice = nearest(unknown[0], self._arguments) if unknown else "Pass it."
-        raise TypeError(
-            message(
-                self.name,
-                f"the arguments {', '.join(self._arguments)}",
-                ", ".join([*(f"no {n}" for n in missing), *map(repr, unknown)]),
-                advice,
-            )
-        ) from None
-
     def __repr__(self) -> str:
         return f"<raw op {self.name}{self.__signature__}>"
 
@@ -165,7 +159,8 @@ def raw_op(
             arguments are tensors, keyword-only ones numbers, or flags if they are
             annotated ``bool``. It returns the new variable and the new slots.
         name: The op's name; the function's by default. An own op of that name is
-            replaced.
+            replaced if its rule is the same function, run again in a notebook or a
+            module that was loaded anew.
         sparse: Whether it updates the rows that ``indices`` name, where duplicates
             act one after the other.
 
@@ -174,9 +169,11 @@ def raw_op(
         decorator.
 
     Raises:
-        TypeError: If the signature is not that of a rule.
+        TypeError: If the signature is not that of a rule, or a flag's default is
+            neither True nor False.
         TraceError: If the rule uses what the compiler cannot express.
-        ValueError: If the name or an argument's name is taken.
+        ValueError: If the name is that of another rule's op, or it or an argument's
+            name is taken or not ASCII.
 
     Example:
         >>> @tw.raw_ops.raw_op
@@ -204,9 +201,50 @@ def _make(function: RuleFunction, name: str | None, *, sparse: bool) -> RawOp:
         raise TypeError(
             message("raw_op", "a rule function", describe(function), "Pass one.")
         )
-    op = RawOp(function, name or function.__name__, is_sparse=sparse)
-    _own[op.name] = op
+    name = name or function.__name__
+    known = _own.get(name)
+    if known is not None and not _is_same(known.rule.function, function):
+        known_rule, new_rule = map(_origin, (known.rule.function, function))
+        raise ValueError(
+            message(
+                f"raw_op {name}",
+                f"a name of its own, or {known_rule} again",
+                f"the name of that op for {new_rule}",
+                "Pass name='ApplyMine', say.",
+            )
+        )
+    op = RawOp(function, name, is_sparse=sparse)
+    if known is not None:
+        _logger.info("The raw op %s is replaced: its rule was defined again.", name)
+    _own[name] = op
     return op
+
+
+def _is_same(known: RuleFunction, function: RuleFunction) -> bool:
+    """Whether a rule is one that was defined before, maybe with another text.
+
+    What has no name of its own is the same if its text is.
+    """
+    if known is function:
+        return True
+    if _origin(known) != _origin(function) and _file(known) != _file(function):
+        return False
+    names = _qualified(known), _qualified(function)
+    codes = [getattr(rule, "__code__", None) for rule in (known, function)]
+    has_name = "<lambda>" not in names[0]
+    return names[0] == names[1] and (has_name or codes[0] == codes[1])
+
+
+def _origin(function: RuleFunction) -> str:
+    return f"{getattr(function, '__module__', '')}.{_qualified(function)}"
+
+
+def _qualified(function: RuleFunction) -> str:
+    return getattr(function, "__qualname__", repr(function))
+
+
+def _file(function: RuleFunction) -> str | None:
+    return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
 def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
@@ -224,7 +262,8 @@ def _free_name(name: str) -> str:
 
 
 def _check_names(name: str, rule: Rule) -> None:
-    if not name.isidentifier() or name in vars(sys.modules["thalweg.raw_ops"]):
+    is_word = name.isidentifier() and name.isascii()
+    if not is_word or name in vars(sys.modules["thalweg.raw_ops"]):
         raise ValueError(
             message(
                 "raw_op",
@@ -233,16 +272,22 @@ def _check_names(name: str, rule: Rule) -> None:
                 "Pass name='ApplyMine', say.",
             )
         )
-    taken = _RESERVED.intersection((*rule.tensors, *rule.scalars, *rule.flags))
-    if taken:
-        raise ValueError(
-            message(
-                f"raw_op {name}",
-                "argument names that no op takes by itself",
-                repr(min(taken)),
-                "Rename it.",
-            )
-        )
+    names = (*rule.tensors, *rule.scalars, *rule.flags)
+    taken = _RESERVED.intersection(names)
+    foreign = [one for one in names if not one.isascii()]
+    if taken or foreign:
+        expected = "argument names of ASCII letters that no op takes by itself"
+        got = repr(min([*taken, *foreign]))
+        raise ValueError(message(f"raw_op {name}", expected, got, "Rename it."))
+
+
+def _check_flags(name: str, defaults: Mapping[str, Any]) -> None:
+    """Refuse a flag's default that torch's schema cannot say."""
+    for flag, default in defaults.items():
+        if default is not _EMPTY and not isinstance(default, bool):
+            where, expected = f"raw_op {name}: default of {flag}", "True or False"
+            action = "Give it one of these, or none."
+            raise TypeError(message(where, expected, describe(default), action))
 
 
 def _arguments_of(

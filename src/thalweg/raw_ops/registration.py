@@ -15,6 +15,8 @@ from typing import Any, ParamSpec
 
 import torch
 
+from thalweg.raw_ops.calls import explained
+
 __all__ = ["Operator", "registered"]
 
 Parameters = ParamSpec("Parameters")
@@ -127,11 +129,12 @@ def registered(function: Callable[Parameters, None]) -> Callable[Parameters, Non
     """
     operator = Operator.of(function)
     operator.define()
+    run = explained(function)
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **arguments: Parameters.kwargs) -> None:
         if not torch.compiler.is_compiling():
-            return function(*args, **arguments)
+            return run(*args, **arguments)
         return operator(arguments)
 
     return call

@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import (
-    Door,
-    apply_rows,
-    check_not_negative,
-    check_positive,
-    numbers_of,
-)
+from thalweg.raw_ops.checks import check_not_negative, check_positive, numbers_of
+from thalweg.raw_ops.door import Door, apply_rows
 from thalweg.raw_ops.registration import registered
 
 __all__ = [
@@ -80,8 +75,6 @@ def ResourceApplyProximalAdagrad(
         >>> weight.item(), accum.item()
         (0.5, 4.0)
     """
-    del use_locking, name
-    _proximal_adagrad.run((var, accum, grad), (lr, l1, l2))
 
 
 @_adagrad_da.serves
@@ -116,11 +109,6 @@ def ResourceApplyAdagradDA(
         TypeError: If a resource is no tensor or a scalar no number.
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
-    del use_locking, name
-    _adagrad_da.run(
-        (var, gradient_accumulator, gradient_squared_accumulator, grad),
-        (lr, l1, l2, global_step),
-    )
 
 
 @registered

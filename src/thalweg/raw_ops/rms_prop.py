@@ -60,8 +60,6 @@ def ResourceApplyRMSProp(
         >>> weight.item()
         0.5
     """
-    del use_locking, name
-    _rms_prop.run((var, ms, mom, grad), (lr, rho, momentum, epsilon))
 
 
 @_centered_rms_prop.serves
@@ -98,8 +96,6 @@ def ResourceApplyCenteredRMSProp(
         TypeError: If a resource is no tensor or a scalar no number.
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
-    del use_locking, name
-    _centered_rms_prop.run((var, ms, mom, mg, grad), (lr, rho, momentum, epsilon))
 
 
 @registered

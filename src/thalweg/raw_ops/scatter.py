@@ -14,7 +14,7 @@ from torch import Tensor
 from thalweg import rules
 from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message
-from thalweg.raw_ops.door import resource_of
+from thalweg.raw_ops.checks import as_operand, resource_of
 from thalweg.raw_ops.indices import checked_rows, indices_of
 from thalweg.raw_ops.registration import registered
 from thalweg.state import IndexedSlices
@@ -290,8 +290,7 @@ def _scatter(
 
 def _updates(op: str, updates: Any, indices: Tensor, handle: Tensor) -> Tensor:
     """The updates as a tensor that fits the indices and the variable."""
-    if not isinstance(updates, Tensor):
-        updates = torch.as_tensor(updates, dtype=handle.dtype, device=handle.device)
+    updates = as_operand(op, "updates", updates, handle, dtype=handle.dtype)
     if updates.dtype != handle.dtype or updates.device != handle.device:
         raise ValueError(
             message(

@@ -54,8 +54,6 @@ def ResourceApplyAddSign(
         >>> weight.item()
         0.625
     """
-    del use_locking, name
-    _add_sign.run((var, m, grad), (lr, alpha, sign_decay, beta))
 
 
 @_power_sign.serves
@@ -88,5 +86,3 @@ def ResourceApplyPowerSign(
         TypeError: If a resource is no tensor or a scalar no number.
         ValueError: If shapes, dtypes or devices do not fit; nothing is written then.
     """
-    del use_locking, name
-    _power_sign.run((var, m, grad), (lr, logbase, sign_decay, beta))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from thalweg.errors import describe, message
-from thalweg.raw_ops.door import resource_of
+from thalweg.raw_ops.calls import explained
+from thalweg.raw_ops.checks import as_operand, resource_of
 from thalweg.raw_ops.indices import indices_of, refuse_outside
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 
+@explained
 def ReadVariableOp(
     *, resource: Any, dtype: torch.dtype | None = None, name: str | None = None
 ) -> torch.Tensor:
@@ -48,6 +50,7 @@ def ReadVariableOp(
     return handle.clone()
 
 
+@explained
 def ResourceGather(
     *,
     resource: Any,
@@ -84,7 +87,7 @@ def ResourceGather(
     del validate_indices, name
     handle = resource_of("ResourceGather", "resource", resource)
     _check_dtype("ResourceGather", handle, dtype)
-    indices = torch.as_tensor(indices, device=handle.device)
+    indices = as_operand("ResourceGather", "indices", indices, handle)
     batch = handle.shape[:batch_dims]
     if indices.shape[:batch_dims] != batch:
         raise ValueError(
@@ -103,6 +106,7 @@ def ResourceGather(
     return rows[which, chosen].reshape(*indices.shape, *rows.shape[2:])
 
 
+@explained
 def AssignVariableOp(
     *, resource: Any, value: Any, validate_shape: bool = False, name: str | None = None
 ) -> None:
@@ -125,6 +129,7 @@ def AssignVariableOp(
         handle.copy_(new)
 
 
+@explained
 def AssignAddVariableOp(*, resource: Any, value: Any, name: str | None = None) -> None:
     """Add to a variable.
 
@@ -143,6 +148,7 @@ def AssignAddVariableOp(*, resource: Any, value: Any, name: str | None = None) -
         handle.add_(delta)
 
 
+@explained
 def AssignSubVariableOp(*, resource: Any, value: Any, name: str | None = None) -> None:
     """Subtract from a variable.
 
@@ -163,7 +169,7 @@ def AssignSubVariableOp(*, resource: Any, value: Any, name: str | None = None) -
 
 def _operands(op: str, resource: Any, value: Any) -> tuple[torch.Tensor, torch.Tensor]:
     handle = resource_of(op, "resource", resource)
-    value = torch.as_tensor(value, device=handle.device)
+    value = as_operand(op, "value", value, handle)
     if value.shape != handle.shape:
         raise ValueError(
             message(

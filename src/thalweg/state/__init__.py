@@ -14,6 +14,7 @@ from thalweg.state.names import (
     canonical_name,
     given_name,
     name_of,
+    register_name,
     register_names,
     set_name,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "name_of",
     "named_variables",
     "place",
+    "register_name",
     "register_names",
     "set_name",
     "walk",

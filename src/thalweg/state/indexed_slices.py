@@ -96,7 +96,10 @@ class IndexedSlices:
                     "Call to_dense() on it instead.",
                 )
             )
-        return cls(sparse._values(), sparse._indices()[0], tuple(sparse.shape))
+        slices = cls.__new__(cls)  # torch has checked what the constructor would
+        slices.values, slices.indices = sparse._values(), sparse._indices()[0]
+        slices.dense_shape = tuple(sparse.shape)
+        return slices
 
     def to_sparse(self) -> torch.Tensor:
         """Return the same rows as an uncoalesced sparse COO tensor.

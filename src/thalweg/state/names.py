@@ -58,6 +58,16 @@ def register_names(root: object, prefix: str = "") -> dict[str, torch.Tensor]:
     return named
 
 
+def register_name(variable: torch.Tensor, path: str) -> None:
+    """Note the path of one variable as its name.
+
+    Args:
+        variable: The tensor that is written, no view.
+        path: Its place in a model; dots part the segments.
+    """
+    _paths.set(variable, canonical_name(path))
+
+
 @overload
 def name_of(tensor: torch.Tensor) -> str | None: ...
 @overload

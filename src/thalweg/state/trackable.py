@@ -40,6 +40,9 @@ class NoDependency:
     def __init__(self, value: object) -> None:
         self.value = value
 
+    def __repr__(self) -> str:
+        return f"NoDependency({self.value!r})"
+
 
 class VariableList(list[torch.Tensor]):
     """A list of variables that compares its items by identity.

@@ -20,11 +20,7 @@ import torch
 from torch import nn
 
 from thalweg.errors import describe, message
-from thalweg.state.conversion import (
-    initial_data,
-    is_differentiable,
-    operand,
-)
+from thalweg.state.conversion import initial_data, is_differentiable, operand
 from thalweg.state.names import given_name, name_of, set_name
 from thalweg.state.placement import gather, is_sharded
 from thalweg.state.weak_table import WeakTable
@@ -36,6 +32,8 @@ _creation_indices: WeakTable[int] = WeakTable()
 _counter = itertools.count()
 # The view of a tensor, and what the tensor was like when the view was made.
 _views: WeakTable[tuple[Variable, *tuple[Any, ...]]] = WeakTable()
+# Gives a variable itself, without a Python frame: overrides ask for every handle.
+_itself: Any = property(functools.partial(dict[Any, Any]().get, None))
 
 
 class _VariableMeta(type(nn.Parameter)):
@@ -68,8 +66,11 @@ class Variable(nn.Parameter, metaclass=_VariableMeta):
         ([1.5, 2.5], 'scale')
     """
 
-    # Of a view: its original. Weak, because the table of views hangs on the original.
-    _original: weakref.ref[torch.Tensor] | None = None
+    # By identity, as of any tensor, but in C: an override asks for every slot.
+    __hash__ = object.__hash__
+
+    handle: torch.Tensor = _itself
+    """The tensor that is written: the variable itself; of a view, its original."""
 
     def __new__(
         cls,
@@ -105,20 +106,11 @@ class Variable(nn.Parameter, metaclass=_VariableMeta):
         requires_grad = trainable and is_differentiable(data.dtype)
         if is_sharded(data):
             variable: Any = data.detach().requires_grad_(requires_grad)
-            variable.__class__ = _sharded_class()
+            variable.__class__ = _sharded_class(Variable)
         else:
             variable = torch.Tensor._make_subclass(cls, data, requires_grad)
         creation_index(variable)
         return variable
-
-    @property
-    def handle(self) -> torch.Tensor:
-        """The tensor that is written: the original of a view, else the variable."""
-        original_of = self._original  # once: an override asks for every variable
-        if original_of is None:
-            return self
-        original = original_of()
-        return self if original is None else original
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -271,6 +263,19 @@ class Variable(nn.Parameter, metaclass=_VariableMeta):
         return f"<Variable {self.name!r}: {self.handle.detach()!r}>"
 
 
+class VariableView(Variable):
+    """A tensor that is not a Variable, with the face of one."""
+
+    _original: weakref.ref[torch.Tensor]  # weak: the table of views hangs on it
+    _wrap: Any = Variable._wrap  # a copy of one that outlived its original is no view
+
+    @property
+    def handle(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The original, for as long as it lives."""
+        original = self._original()
+        return self if original is None else original
+
+
 def as_variable(tensor: torch.Tensor) -> Variable:
     """Give a parameter or tensor the face of a Variable, without copying.
 
@@ -349,9 +354,9 @@ def creation_index(variable: torch.Tensor) -> int:
 def _make_view(tensor: torch.Tensor) -> Variable:
     alias: Any = tensor.detach()
     if is_sharded(tensor):
-        alias.__class__ = _sharded_class()
+        alias.__class__ = _sharded_class(VariableView)
     else:
-        alias = torch.Tensor._make_subclass(Variable, alias, False)
+        alias = torch.Tensor._make_subclass(VariableView, alias, False)
         _views.set(tensor, (alias, *_signature(tensor)))
     alias._original = weakref.ref(tensor)
     return alias
@@ -359,24 +364,20 @@ def _make_view(tensor: torch.Tensor) -> Variable:
 
 def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Return what must stay the same for a view to show the same numbers."""
-    return (
-        tensor.data_ptr(),
-        tensor.shape,
-        tensor.stride(),
-        tensor.dtype,
-        tensor.device,
-    )
+    layout = tensor.shape, tensor.stride(), tensor.dtype
+    return (tensor.data_ptr(), *layout, tensor.device)
 
 
 @functools.cache
-def _sharded_class() -> type[Variable]:
-    """Return the class of variables on a mesh: a DTensor with the face of a Variable.
+def _sharded_class(kind: type[Variable]) -> type[Variable]:
+    """Return the class of variables, or views, on a mesh: DTensors with their face.
 
     It is made when the first is: importing DTensor takes over a second.
     """
     sharding: Any = sys.modules["torch.distributed.tensor"]
-    bases: Any = (Variable, sharding.DTensor)
-    return cast("type[Variable]", _VariableMeta("ShardedVariable", bases, {}))
+    bases: Any = (kind, sharding.DTensor)
+    name = f"Sharded{kind.__name__}"
+    return cast("type[Variable]", _VariableMeta(name, bases, {}))
 
 
 def _rebuild_variable(

@@ -8,9 +8,9 @@ gradients and numbers. Then the tables of that step are used again.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain, compress, islice, repeat
 from operator import is_, itemgetter, not_
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from thalweg.compiler import KernelKey, Rule, compile_rules, reads_shape
-from thalweg.state import Variable
+from thalweg.state.variable import VariableView
 from thalweg.step.bulk import Addresses, Places, Writes
 from thalweg.step.group import Group, Member
 from thalweg.step.recognition import recognizer
@@ -36,7 +36,7 @@ __all__ = [
     "Action",
     "Batch",
     "Deed",
-    "calling",
+    "batch_in_force",
     "flush",
     "inside_step",
     "is_inside_step",
@@ -123,20 +123,11 @@ class Batch:
         self._replays[number] = _replay_of(calls)
 
 
-class _State(threading.local):
-    """What raw ops called in this thread are part of.
-
-    Attributes:
-        depth: How many steps of optimizers are going on.
-        batch: What collects the raw ops called now, if anything does.
-    """
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self.batch: Batch | None = None
-
-
-calling = _State()
+# How many steps of optimizers are going on in this thread, and what collects the raw
+# ops called now, if anything does. A context variable is read in C.
+_depth: ContextVar[int] = ContextVar("depth", default=0)
+_batch: ContextVar[Batch | None] = ContextVar("batch", default=None)
+batch_in_force: Callable[[], Batch | None] = _batch.get
 
 
 @contextmanager
@@ -148,37 +139,35 @@ def inside_step(batch: Batch | None = None) -> Generator[None]:
             left; None: each acts at once. If the scope is left by an exception, what
             waits is forgotten.
     """
-    outer = calling.batch
     if batch is not None:
         batch.start()
-    calling.depth += 1
-    calling.batch = batch
+    depth, outer = _depth.set(_depth.get() + 1), _batch.set(batch)
     try:
         yield
         flush()
     finally:
-        calling.depth -= 1
-        calling.batch = outer
+        _depth.reset(depth)
+        _batch.reset(outer)
         if batch is not None:
             batch.start()
 
 
 def is_inside_step() -> bool:
     """Whether an optimizer's step is going on in this thread."""
-    return calling.depth > 0
+    return _depth.get() > 0
 
 
 def flush() -> None:
     """Launch what waits, before something else reads or writes variables."""
-    batch = calling.batch
+    batch = _batch.get()
     if batch is None or not batch.num_waiting:
         return
     # Launching one call by itself must not make it wait again.
-    calling.batch = None
+    outer = _batch.set(None)
     try:
         batch.launch()
     finally:
-        calling.batch = batch
+        _batch.reset(outer)
 
 
 # -- the calls of a step, once more -------------------------------------------
@@ -259,15 +248,15 @@ class _Replay:
 def _replay_of(calls: Sequence[Call]) -> _Replay | None:
     """Tables for these calls, if they can be launched in any order."""
     flat = [tensor for *_, given in calls for tensor in given]
-    if not set(map(type, flat)) <= PLAIN_TYPES:
-        return None
     handles = list(map(_handle_of, flat))
+    if not set(map(type, handles)) <= PLAIN_TYPES:
+        return None
     if not _are_readable(handles) or 0 in _addresses(handles):
         return None
     starts, ends = _spans([_handle_of(t) for t in _all_written(calls)])
     if (ends[:-1] > starts[1:]).any():
         return None
-    is_launched = Variable not in set(map(type, _gradients(calls)))
+    is_launched = VariableView not in set(map(type, _gradients(calls)))
     return _Replay(calls) if is_launched and all(map(_has_kernel, calls)) else None
 
 
@@ -329,7 +318,7 @@ def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
 
 
 def _handle_of(tensor: Any) -> Any:
-    return tensor.handle if type(tensor) is Variable else tensor
+    return tensor.handle if type(tensor) is VariableView else tensor
 
 
 def _all_written(calls: Sequence[Call]) -> list[Any]:

@@ -12,6 +12,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NoReturn
 
@@ -30,7 +31,7 @@ from thalweg.compiler import (
     reads_shape,
 )
 from thalweg.errors import describe, message
-from thalweg.state import Variable
+from thalweg.state.variable import Variable, VariableView
 from thalweg.step.recognition import Recognizer, recognizer
 from thalweg.step.tensors import is_dense, same_order
 
@@ -129,8 +130,21 @@ class _SingleLaunch:
         self._launch(self._num_threads.value)
 
 
-_Known = tuple[Recognizer, _SingleLaunch, int, tuple[int, ...]]
-"""What tells tensors of a kind, their launch, their elements, which are Variables."""
+@dataclass(slots=True)
+class _Known:
+    """Tensors of a kind.
+
+    Attributes:
+        is_like: What tells them; they are not each other.
+        launch: Their launch.
+        count: Their elements.
+        addresses: Where some of them lay, each in a place of its own.
+    """
+
+    is_like: Recognizer
+    launch: _SingleLaunch
+    count: int
+    addresses: list[int]
 
 
 class Launcher(threading.local):
@@ -165,21 +179,19 @@ class Launcher(threading.local):
             False, with nothing written, where a closer look is needed; see `launch`.
         """
         known = self._last
-        if (
-            known is None
-            or not known[0](*tensors)
-            or (known[3] and _has_view(tensors, known[3]))
-        ):
-            if Variable in map(type, tensors):
-                tensors = [t.handle if type(t) is Variable else t for t in tensors]
+        if known is None or not known.is_like(*tensors):
+            if VariableView in map(type, tensors):
+                tensors = [t.handle if type(t) is VariableView else t for t in tensors]
             known = self._find(tensors)
             if known is None:
                 return False
-        _, launch, count, _ = known
         addresses = list(map(address_of, tensors))
-        if 0 in addresses:
-            return False
-        launch(addresses, count, numbers)
+        if addresses != known.addresses:
+            # One without memory, or two that begin at one place.
+            if len({0, *addresses}) <= len(addresses):
+                return False
+            known.addresses = addresses
+        known.launch(addresses, known.count, numbers)
         _count_writes(tensors[:-1])
         return True
 
@@ -187,7 +199,7 @@ class Launcher(threading.local):
         """What is known of tensors like these; it is asked first from now on."""
         shape = getattr(handles[0], "shape", None)
         for known in self._known.get(shape, ()):
-            if known[0](*handles):
+            if known.is_like(*handles):
                 self._last = known
                 return known
         return None
@@ -240,15 +252,14 @@ class Launcher(threading.local):
         is_plain = set(map(type, tensors)) <= PLAIN_TYPES
         if not is_plain or shapes.count(shapes[0]) < len(shapes):
             return
+        if len(set(map(address_of, tensors))) < len(tensors):  # never recognized
+            return
         if self._find(tensors) is not None:
             return
         if len(self._known) == _MOST_KNOWN:
             self._known.clear()
         known = self._known.setdefault(shapes[0], [])
-        places = enumerate(tensors)
-        variables = tuple(i for i, t in places if type(t) is Variable)
-        count = tensors[0].numel()
-        known.insert(0, (recognizer(tensors), launch, count, variables))
+        known.insert(0, _Known(recognizer(tensors), launch, tensors[0].numel(), []))
         del known[_MOST_KINDS:]
 
     def _launch_for(self, dtypes: tuple[torch.dtype, ...]) -> _SingleLaunch | None:
@@ -274,15 +285,6 @@ def _in_one_order(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | N
         with torch.no_grad():
             grad = torch.empty_like(var, dtype=grad.dtype).copy_(grad)
     return [*written, grad]
-
-
-def _has_view(tensors: Sequence[Any], places: tuple[int, ...]) -> bool:
-    """Whether one of the Variables at these places stands for another tensor."""
-    for place in places:
-        variable = tensors[place]
-        if variable.handle is not variable:
-            return True
-    return False
 
 
 @cache

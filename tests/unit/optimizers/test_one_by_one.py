@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -117,4 +118,113 @@ def test_slots_of_a_copy_are_its_own() -> None:
     assert variable.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("make", [torch.nn.Parameter, tw.Variable])
+def test_apply_state_may_stand_anywhere(make: Any) -> None:
+    class Keyword(ByHand):
+        def _resource_apply_dense(
+            self, grad: torch.Tensor, var: Any, *, apply_state: Any = None
+        ) -> None:
+            super()._resource_apply_dense(grad, var, apply_state)
+
+    class Without(ByHand):
+        def _resource_apply_dense(  # pyright: ignore[reportIncompatibleMethodOverride]
+            self, grad: torch.Tensor, var: Any
+        ) -> None:
+            super()._resource_apply_dense(grad, var)
+
+    for kind, has_state in ((ByHand, True), (Keyword, True), (Without, False)):
+        optimizer, variable = kind(), make(torch.ones(2))
+        for _ in range(3):
+            optimizer.apply_gradients([(torch.ones(2), variable)])
+        assert [state is not None for *_, state in optimizer.seen] == 3 * [has_state]
+        assert variable.tolist() == [-0.5, -0.5]
+
+
+def test_an_override_of_get_slot_is_asked() -> None:
+    class Doubled(ByHand):
+        def get_slot(self, var: Any, slot_name: str) -> Any:
+            return super().get_slot(var, slot_name) + 1.0
+
+    optimizer, variable = Doubled(), tw.Variable(torch.ones(2))
+    for _ in range(3):
+        optimizer.apply_gradients([(torch.ones(2), variable)])
+        assert optimizer.seen[-1][1].tolist() == [1.0, 1.0]
+
+
+def test_slots_at_hand_are_those_of_now_and_gone_after_the_step() -> None:
+    class Asking(ByHand):
+        def _resource_apply_dense(
+            self, grad: torch.Tensor, var: Any, apply_state: Any = None
+        ) -> None:
+            super()._resource_apply_dense(grad, var, apply_state)
+            assert self.get_slot(var.handle, "total") is self.get_slot(var, "total")
+            with pytest.raises(KeyError, match="get_slot"):
+                self.get_slot(var, "nothing")
+            if fails:
+                raise RuntimeError("on its way")
+
+    fails, variable = False, torch.nn.Parameter(torch.ones(2))
+    optimizer = Asking()
+    for number in range(4):
+        if number == 2:
+            entry = optimizer._entries[id(variable)]
+            entry.slots["total"] = tw.Variable(torch.full((2,), 7.0))
+        optimizer.apply_gradients([(torch.ones(2), variable)])
+        expected = 7.0 if number >= 2 else 0.0
+        assert optimizer.seen[-1][1].tolist() == [expected] * 2
+        assert "get_slot" not in vars(optimizer)
+    fails = True
+    with pytest.raises(RuntimeError, match="on its way"):
+        optimizer.apply_gradients([(torch.ones(2), variable)])
+    assert "get_slot" not in vars(optimizer)
+
+
+def test_a_parameter_with_an_average_is_shown_as_a_variable() -> None:
+    class Averaged(ByHand):
+        def _create_slots(self, var_list: Any) -> None:
+            super()._create_slots(var_list)
+            tw.OptimizerV2._create_slots(self, var_list)
+
+    optimizer, variable = Averaged(use_ema=True), torch.nn.Parameter(torch.ones(2))
+    for _ in range(3):
+        optimizer.apply_gradients([(torch.ones(2), variable)])
+    assert variable.tolist() == [-0.5, -0.5]
+
+
+def test_a_model_is_built_from_its_named_parameters() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    optimizer = tw.optimizers.SGD(per_variable={"0.bias": {"learning_rate": 0.0}})
+    optimizer.build(model.named_parameters())
+    assert tw.state.name_of(model[0].bias) == "0.bias"
+    before = [p.tolist() for p in model.parameters()]
+    optimizer.apply_gradients((torch.ones_like(p), p) for p in model.parameters())
+    after = [p.tolist() for p in model.parameters()]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True]
+    with pytest.raises(TypeError, match="build: expected a variable"):
+        optimizer.build([("0.bias", 3)])
+
+
 _DTYPES = (torch.float32, torch.float64)
+
+
+class Copied(ByHand):
+    """Copies itself in the midst of its third step."""
+
+    def _resource_apply_dense(
+        self, grad: torch.Tensor, var: Any, apply_state: Any = None
+    ) -> None:
+        super()._resource_apply_dense(grad, var, apply_state)
+        if int(self.iterations) == 2:
+            self.seen.clear()
+            pickle.dumps(self)
+            self.copies = copy.deepcopy((self, var.handle))
+
+
+def test_a_copy_made_in_an_override_has_its_own_slots() -> None:
+    variable, optimizer = tw.Variable(torch.ones(2), name="w"), Copied()
+    for _ in range(3):
+        optimizer.apply_gradients([(torch.ones(2), variable)])
+    copied, own = optimizer.copies
+    assert copied.get_slot(own, "total") is not optimizer.get_slot(variable, "total")
+    assert "get_slot" not in vars(copied)
+    assert "get_slot" not in vars(optimizer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import types
 from typing import Any
 
 import pytest
@@ -143,13 +145,71 @@ def test_torch_finds_no_fault_with_its_operator(op: RawOp) -> None:
     assert set(outcome.values()) == {"SUCCESS"}
 
 
-def test_an_op_of_the_same_name_replaces_it(op: RawOp) -> None:
-    other = raw_op(name="ApplyHeavyBall")(lambda var, grad, *, lr: var + lr * grad)
-    assert tw.raw_ops.ApplyHeavyBall is other
-    var = torch.zeros(2)
-    other(var=var, grad=torch.ones(2), lr=1.0)
-    assert var.tolist() == [1.0, 1.0]
-    assert tw.raw_ops.list().count("ApplyHeavyBall") == 1
+def descent(*, up: bool = False) -> Any:
+    """A rule that is made anew in each call, as by a cell that is run again."""
+    if up:
+
+        def descend(var: Any, grad: Any, *, lr: Any) -> Any:
+            return var + lr * grad
+
+        return descend
+
+    def descend(var: Any, grad: Any, *, lr: Any) -> Any:
+        return var - lr * grad
+
+    return descend
+
+
+def test_a_rule_that_is_defined_again_replaces_its_op(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="thalweg")
+    first = raw_op(name="ApplyAgain")(descent())
+    assert not caplog.messages
+    second = raw_op(name="ApplyAgain")(descent(up=True))
+    assert caplog.messages == [
+        "The raw op ApplyAgain is replaced: its rule was defined again."
+    ]
+    assert tw.raw_ops.ApplyAgain is second
+    assert tw.raw_ops.list().count("ApplyAgain") == 1
+    for op, expected in ((first, -1.0), (second, 1.0)):
+        var = torch.zeros(2)
+        op(var=var, grad=torch.ones(2), lr=1.0)
+        assert var.tolist() == [expected, expected]
+
+
+def test_a_rule_of_a_module_that_was_loaded_anew_replaces_its_op() -> None:
+    known, again = descent(), descent()
+    raw_op(name="ApplyReloaded")(known)
+    again.__module__ = "__mp_main__"
+    assert raw_op(name="ApplyReloaded")(again) is tw.raw_ops.ApplyReloaded
+    elsewhere = types.FunctionType(
+        known.__code__.replace(co_filename="elsewhere.py"),
+        {},
+        closure=known.__closure__,
+    )
+    elsewhere.__qualname__, elsewhere.__kwdefaults__ = known.__qualname__, None
+    elsewhere.__module__ = "elsewhere"
+    with pytest.raises(ValueError, match=r"raw_op ApplyReloaded: .*elsewhere"):
+        raw_op(name="ApplyReloaded")(elsewhere)
+
+
+def test_another_rule_of_the_same_name_is_refused(op: RawOp) -> None:
+    for other in (descent(), lambda var, grad, *, lr: var + lr * grad):
+        with pytest.raises(ValueError, match="raw_op ApplyHeavyBall: expected a name"):
+            raw_op(name="ApplyHeavyBall")(other)
+    assert tw.raw_ops.ApplyHeavyBall is op
+    for _ in range(2):  # a cell that is run again
+        raw_op(name="ApplyUnnamed")(lambda var, grad, *, lr: var + lr * grad)
+    with pytest.raises(ValueError, match="raw_op ApplyUnnamed"):
+        raw_op(name="ApplyUnnamed")(lambda var, grad, *, lr: var - lr * grad)
+
+
+def test_arguments_without_a_name_are_refused(op: RawOp) -> None:
+    given = arguments()
+    with pytest.raises(TypeError, match=r"ApplyHeavyBall: .*weight, velocity.*got "):
+        op(given["weight"], given["velocity"], rate=0.5)
+    assert given["velocity"].unique().tolist() == [1.0]
 
 
 def test_rules_that_cannot_be_ops_are_refused() -> None:
@@ -169,3 +229,29 @@ def test_rules_that_cannot_be_ops_are_refused() -> None:
     with pytest.raises(ValueError, match="'indices'"):
         raw_op(name="ApplyTaken")(lambda var, indices, grad: (var, indices))
     assert "branching" not in tw.raw_ops.list()
+
+
+def test_names_and_defaults_that_torch_cannot_say_are_refused() -> None:
+    def selfish(self: Any, grad: Any, *, lr: Any) -> Any:
+        return self - lr * grad
+
+    def foreign(var: Any, grad: Any, *, é: Any) -> Any:
+        return var - é * grad
+
+    def odd(var: Any, grad: Any, *, up: bool = "yes") -> Any:  # type: ignore[assignment]
+        return var + grad if up else var - grad
+
+    with pytest.raises(ValueError, match="'self'"):
+        raw_op(selfish)
+    with pytest.raises(ValueError, match=r"ASCII letters.*'é'"):
+        raw_op(foreign)
+    with pytest.raises(ValueError, match="a name that tw"):
+        raw_op(name="Applyé")(heavy_ball)
+    with pytest.raises(TypeError, match="odd: default of up: expected True or False"):
+        raw_op(odd)
+    assert not {"selfish", "foreign", "Applyé", "odd"} & set(tw.raw_ops.list())
+
+
+def test_an_unknown_self_is_named(op: RawOp) -> None:
+    with pytest.raises(TypeError, match=r"ApplyHeavyBall: expected.*got 'self'"):
+        op(**arguments(), self=1)

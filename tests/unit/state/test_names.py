@@ -19,6 +19,7 @@ from thalweg.state import (
     canonical_name,
     name_of,
     named_variables,
+    register_name,
     register_names,
     set_name,
 )
@@ -74,6 +75,13 @@ def test_views_share_the_names_of_their_original() -> None:
     view = as_variable(layer.weight)
     register_names(layer, "a")
     assert (view.name, name_of(view)) == ("a.weight", "a.weight")
+
+
+def test_dots_of_a_path_part_its_segments() -> None:
+    model = nn.Sequential(nn.Linear(1, 1))
+    for path, parameter in model.named_parameters():
+        register_name(parameter, f"_orig_mod.{path}")
+    assert name_of(model[0].weight) == "0.weight"
 
 
 def test_names_keep_nothing_alive() -> None:

@@ -262,6 +262,10 @@ def test_lists_of_variables_compare_by_identity() -> None:
     assert variables == [one, one]
 
 
+def test_what_is_left_out_shows_its_value() -> None:
+    assert repr(NoDependency([1, 2])) == "NoDependency([1, 2])"
+
+
 def test_lists_of_variables_say_what_they_lack() -> None:
     with pytest.raises(ValueError, match="got float32 tensor of shape"):
         VariableList().index(parameter())

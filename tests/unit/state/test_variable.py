@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from typing import Any
 
 import numpy as np
@@ -325,3 +327,38 @@ def test_variables_in_a_model_have_their_path_as_name() -> None:
     layer.kernel = Variable([1.0])
     assert list(register_names(layer)) == list(named_variables(layer)) == ["kernel"]
     assert layer.kernel.name == "kernel"
+
+
+def test_a_variable_is_a_key_by_identity() -> None:
+    first, second = Variable([1.0, 2.0]), Variable([1.0, 2.0])
+    table = {first: "first", second: "second"}
+    assert (table[first], table[second]) == ("first", "second")
+    assert torch.ones(2) not in table
+    copied = copy.deepcopy(first)
+    assert hash(copied) != hash(first)
+    assert copied not in table
+
+
+def test_a_handle_is_the_variable_itself() -> None:
+    variable = Variable([1.0, 2.0])
+    assert variable.handle is variable
+    with pytest.raises(AttributeError):
+        variable.handle = torch.zeros(2)
+    gone: list[bool] = []
+    weakref.finalize(variable, gone.append, True)
+    gc.disable()
+    try:
+        del variable  # nothing of it refers to itself
+        assert gone == [True]
+    finally:
+        gc.enable()
+
+
+def test_torch_compiles_a_handle() -> None:
+    variable = Variable([1.0, 2.0])
+
+    def double(value: torch.Tensor) -> torch.Tensor:
+        return variable.handle * value
+
+    compiled = torch.compile(double, fullgraph=True, backend="eager")
+    assert compiled(torch.full((2,), 2.0)).tolist() == [2.0, 4.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -81,6 +82,9 @@ def test_views_keep_nothing_alive_and_outlive_their_original() -> None:
     assert watcher() is None
     assert view.handle is view
     assert view.assign([3.0, 3.0]).tolist() == [3.0, 3.0]
+    copied = copy.deepcopy(view)
+    assert (type(copied), copied.tolist()) == (Variable, [3.0, 3.0])
+    assert copied.handle is copied
 
 
 def test_views_have_name_and_constraint_of_their_original() -> None:
