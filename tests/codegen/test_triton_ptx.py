@@ -12,6 +12,7 @@ import torch
 
 from tests.codegen.test_goldens import KEYS, adam, rowwise_adagrad
 from tests.codegen.test_operations import ELEMENTWISE, OPS, rule_for
+from tests.codegen.test_rounding import key_of, momentum
 from thalweg.compiler import KernelKey, Rule
 from thalweg.compiler.triton_kernel import TritonKernel
 
@@ -248,3 +249,13 @@ def test_row_kernels_and_cells_take_their_tables(
     kernel.launch(*tables_of(kernel, [64, 64]), starts=starts, sources=sources)
     suffixes = [suffix for suffix, _ in started]
     assert suffixes == ["_load_cells", "_derive", "", "_store_cells"]
+
+
+@pytest.mark.parametrize("mode", ["dense", "sum", "sequence"])
+def test_stochastic_rounding_is_integer_arithmetic_and_compiles(mode: Any) -> None:
+    key = key_of(momentum, [torch.bfloat16] * 3, mode)
+    text = ptx(key, "", *((1024, 4) if mode == "dense" else (128, 1)))
+    assert not INEXACT.search(text)
+    # Both outputs take the bits of one hash: two products for each element.
+    assert len(re.findall(r"2146121005", text)) >= 1
+    assert "cvt.rn.bf16" not in text

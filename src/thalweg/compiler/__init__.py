@@ -18,7 +18,7 @@ from thalweg.compiler.kernel import Kernel, Launch
 from thalweg.compiler.key import KernelKey
 from thalweg.compiler.passes import NUM_ELEMENTS
 from thalweg.compiler.program import APPLY, ROW_LENGTH, Columns
-from thalweg.compiler.rows import RowTables
+from thalweg.compiler.rows import RowTables, RowWalk
 from thalweg.compiler.rule import Rule
 from thalweg.errors import TraceError
 
@@ -31,6 +31,7 @@ __all__ = [
     "KernelKey",
     "Launch",
     "RowTables",
+    "RowWalk",
     "Rule",
     "TraceError",
     "compile_rule",

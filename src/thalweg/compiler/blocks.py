@@ -19,7 +19,7 @@ import torch
 from thalweg.compiler.array_ops import Array
 from thalweg.compiler.graph import is_mask
 from thalweg.compiler.program import Program, compute_dtype
-from thalweg.compiler.registers import Constant, Recipe, Scalar
+from thalweg.compiler.registers import Constant, Places, Recipe, Rounder, Scalar
 from thalweg.compiler.scalar_code import Numbers, ScalarCode
 from thalweg.compiler.views import ARRAYS, ItemViews, Memory
 
@@ -33,8 +33,8 @@ _LARGE = BLOCK // 4
 _MOST_LENGTHS, _MOST_TABLES = 256, 16
 
 
-_Piece = tuple[int, list[Memory], int]
-"""Scalar row, memory, number of elements."""
+_Piece = tuple[int, list[Memory], int, int]
+"""Scalar row, memory, number of elements, place of the first in the variable."""
 
 
 def treats_elements_alike(program: Program) -> bool:
@@ -131,7 +131,7 @@ class BlockProgram:
     ) -> None:
         calls, inputs = self._recipe.calls, len(self._dtypes)
         current, cut, registers = None, -1, list[Any]()
-        for row, memory, length in pieces:
+        for row, memory, length, first in pieces:
             own = numbers[row]
             if own is None:
                 continue
@@ -141,6 +141,7 @@ class BlockProgram:
             if length != cut:
                 cut = length
                 registers = frame.registers(length)
+            frame.rounder.first = first
             registers[:inputs] = memory
             for function, choose in calls:
                 function(*choose(registers))
@@ -165,6 +166,7 @@ class _Tables:
         self._views = ItemViews(dtypes, items, pointers)
         self._item_rows: list[int] = items[:, 4].tolist()
         self._lengths: list[int] = items[:, 3].tolist()
+        self._offsets: list[int] = items[:, 1].tolist()
         self.rows = list(dict.fromkeys(self._item_rows))
         self.pieces = self._cut()
         total = sum(self._lengths)
@@ -187,15 +189,17 @@ class _Tables:
 
     def _cut(self) -> list[_Piece]:
         pieces: list[_Piece] = []
-        for row, memory, length in zip(
-            self._item_rows, self._views.memory, self._lengths, strict=True
+        places = self._lengths, self._offsets
+        for row, memory, length, offset in zip(
+            self._item_rows, self._views.memory, *places, strict=True
         ):
             if length <= BLOCK:
-                pieces.append((row, memory, length))
+                pieces.append((row, memory, length, offset))
                 continue
             for start in range(0, length, BLOCK):
                 parts = [whole[start : start + BLOCK] for whole in memory]
-                pieces.append((row, parts, min(BLOCK, length - start)))
+                rest = min(BLOCK, length - start)
+                pieces.append((row, parts, rest, offset + start))
         return pieces
 
 
@@ -207,10 +211,13 @@ class _Frame:
         self._values = np.zeros(len(recipe.scalars), compute)
         self._truths = np.zeros(len(recipe.scalars), np.bool_)
         self._has_truths = any(map(is_mask, recipe.scalars))
+        self.rounder = Rounder()
         self._others = [self._register(content) for content in recipe.registers]
         self._by_length: dict[int, list[Any]] = {}
 
-    def _register(self, content: Any) -> Array:
+    def _register(self, content: Any) -> Array | Rounder:
+        if isinstance(content, Places):
+            return self.rounder
         if isinstance(content, Constant):
             return content.value
         if isinstance(content, Scalar):
@@ -223,6 +230,8 @@ class _Frame:
         np.copyto(self._values, numbers.values)
         if self._has_truths:
             np.copyto(self._truths, numbers.truths)
+        if numbers.draw is not None:
+            self.rounder.draw = numbers.draw
 
     def registers(self, length: int) -> list[Any]:
         """All registers for a length, the same list each time; memory is put first."""
@@ -230,6 +239,11 @@ class _Frame:
         if found is None:
             if len(self._by_length) == _MOST_LENGTHS:
                 self._by_length.clear()
-            cut = [other[:length] if other.ndim else other for other in self._others]
+            cut = [
+                other[:length]
+                if isinstance(other, np.ndarray) and other.ndim
+                else other
+                for other in self._others
+            ]
             found = self._by_length[length] = [*self._inputs, *cut]
         return found

@@ -10,7 +10,7 @@ from importlib import resources
 from thalweg.compiler.build import build
 from thalweg.compiler.emit_c import Statements, identifier
 from thalweg.compiler.emit_triton import emit_triton
-from thalweg.compiler.interpret import program_of
+from thalweg.compiler.interpret import program_for, program_of
 from thalweg.compiler.kernel import Kernel
 from thalweg.compiler.key import KernelKey
 from thalweg.compiler.program import Program
@@ -96,8 +96,8 @@ def kernel_source(key: KernelKey, device: str = "cpu") -> str:
             )
         )
     if device == "cuda":
-        return emit_triton(_program(key), key.dtypes, key.mode)
-    return _emit(key, _program(key), _name(key.rule))
+        return emit_triton(program_for(key), key.dtypes, key.mode)
+    return _emit(key, program_for(key), _name(key.rule))
 
 
 def reads_shape(
@@ -170,10 +170,6 @@ def clear() -> None:
         _KERNELS.clear()
 
 
-def _program(key: KernelKey) -> Program:
-    return program_of(key.rule, key.flags, key.layouts, key.device_scalars, key.shape)
-
-
 def _name(rule: Rule) -> str:
     # A rule may be called like a function of the C library.
     return f"rule_{identifier(rule.name)}"
@@ -184,15 +180,18 @@ def _emit(key: KernelKey, program: Program, name: str) -> str:
 
 
 def _build(keys: Sequence[KernelKey]) -> None:
-    programs = [_program(key) for key in keys]
+    programs = [program_for(key) for key in keys]
     names = _unique([_name(key.rule) for key in keys])
     texts = [_emit(k, p, n) for k, p, n in zip(keys, programs, names, strict=True)]
-    shared = (
-        resources.files("thalweg.compiler").joinpath("runtime.c").read_text("utf-8")
-    )
-    library = build("\n".join([shared, *texts]))
+    files = ["runtime.c"] + ["rounding.c"] * any(key.rounding for key in keys)
+    shared = [_resource(file) for file in files]
+    library = build("\n".join([*shared, *texts]))
     for key, program, name, text in zip(keys, programs, names, texts, strict=True):
         _KERNELS[key] = Kernel(key, program, name, text, library)
+
+
+def _resource(file: str) -> str:
+    return resources.files("thalweg.compiler").joinpath(file).read_text("utf-8")
 
 
 def _unique(names: Sequence[str]) -> list[str]:

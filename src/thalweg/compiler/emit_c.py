@@ -29,6 +29,7 @@ from thalweg.compiler.graph import (
     space_of,
 )
 from thalweg.compiler.program import APPLY, ROW_LENGTH, Program, compute_dtype
+from thalweg.compiler.rounding import FIRST_INDEX, ROUNDING_KEY, STEP
 
 __all__ = ["Statements", "identifier", "literal"]
 
@@ -45,7 +46,7 @@ _TAKEN = frozenset(
     auto break case char const continue default do double else enum extern float for
     goto if inline int long register restrict return short signed sizeof static struct
     switch typedef union unsigned void volatile while
-    i row base lane lanes length chunk count done start stop used width
+    i row base lane lanes length origin turn chunk count done start stop used width
     exp expm1 exp2 log log1p log2 pow sqrt fabs floor ceil tanh sin cos erf atan2 expf
     expm1f exp2f logf log1pf log2f powf sqrtf fabsf floorf ceilf tanhf sinf cosf erff
     atan2f gamma j0 j1 jn y0 y1 yn
@@ -122,6 +123,8 @@ class Statements:
             f"tensors: {', '.join(f'{name} {dtype}' for name, dtype in tensors)}",
             f"scalars: {', '.join(f'{number} {name}' for number, name in columns)}",
         ]
+        if self.program.rounding:
+            lines.append(f"rounded stochastically: {', '.join(self.program.rounding)}")
         return "/* " + "\n * ".join(lines) + " */"
 
     def storage_type(self, position: int, *, is_summed: bool = False) -> str:
@@ -147,8 +150,27 @@ class Statements:
         dtype = self.dtypes[position]
         if dtype not in _HALVES:
             return value if dtype == self.compute else f"({_STORAGE[dtype]}){value}"
-        narrow = value if self.compute == torch.float32 else f"(float){value}"
-        return f"thalweg_store_{_HALVES[dtype]}({narrow})"
+        return f"thalweg_store_{_HALVES[dtype]}({self._float(value)})"
+
+    def _float(self, value: str) -> str:
+        return value if self.compute == torch.float32 else f"(float){value}"
+
+    def rounding_keys(self, *, has_turns: bool) -> list[str]:
+        """Statements that compute what outputs are rounded by, beside their places."""
+        program = self.program
+        columns = [program.columns.index.get(n) for n in (ROUNDING_KEY, STEP)]
+        cells = ", ".join(f"row[{column}]" for column in columns)
+        turn = " + thalweg_turn(turn)" * has_turns
+        names = [identifier(name) for name in program.trace.rule.outputs]
+        return [
+            f"const uint32_t {names[output]}_key ="
+            f" thalweg_rounding_key({cells}, {output // 2}){turn};"
+            for output in program.rounded
+        ]
+
+    def first_index(self) -> str:
+        """An expression for the global index of element 0 of a variable or shard."""
+        return f"(int64_t)row[{self.program.columns.index[FIRST_INDEX]}]"
 
     def derived(self) -> list[str]:
         """Statements that compute the derived columns of `row` in float64."""
@@ -245,6 +267,11 @@ class Statements:
             if value is None or space_of(node) != space:
                 continue
             text = self.store(position, self.value(value))
+            if position in self.program.rounded:
+                name = identifier(self.program.trace.rule.outputs[position])
+                narrow = self._float(self.value(value))
+                where = f"{name}_key, origin + {index}, {16 * (position % 2)}"
+                text = f"thalweg_round_bfloat16({narrow}, {where})"
             lines.append(f"{self.tensors[position]}[{index}] = {text};")
         return lines
 

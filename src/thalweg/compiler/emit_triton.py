@@ -162,7 +162,8 @@ def _kernel(statements: TritonStatements, name: str, mode: Mode) -> str:
             "first = tl.load(starts + number)",
             "last = tl.load(starts + number + 1)",
         ]
-    arguments = ["row", "length", *places, *rows, "BLOCK"]
+    body += statements.origin_of("offset")
+    arguments = ["row", "length", *places, *rows, *statements.origin, "BLOCK"]
     if uses_rows:
         body.append(call(f"{name}_range", [*arguments, "False"]))
     else:

@@ -59,6 +59,13 @@ class Frame:
             parts.append(f"({kind} *)tensors[{position}] + {place}")
         return parts
 
+    def rounding(self, first: str, turn: str = "") -> list[str]:
+        """What a function needs to round from element `first` of an item on."""
+        if not self.program.rounding:
+            return []
+        origin = f"{self.statements.first_index()} + item[1] + {first}"
+        return [origin, turn] if turn else [origin]
+
     def item(self, number: str) -> list[str]:
         """Declarations of an item, its scalars, its tensors and the row width."""
         columns, tensors = len(self.program.columns), len(self.statements.dtypes)

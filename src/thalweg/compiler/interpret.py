@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -29,13 +30,26 @@ from thalweg.compiler.graph import (
     reduction_of,
     space_of,
 )
+from thalweg.compiler.key import KernelKey
 from thalweg.compiler.passes import NUM_ELEMENTS, optimize
-from thalweg.compiler.program import ROW_LENGTH, Program, compute_dtype, lower
+from thalweg.compiler.program import (
+    ROW_LENGTH,
+    Program,
+    compute_dtype,
+    lower,
+    with_rounding,
+)
 from thalweg.compiler.reductions import over_rows, over_variable
 from thalweg.compiler.rule import Rule
+from thalweg.compiler.storing import RoundOutput, round_to_nearest, rounder
 from thalweg.compiler.trace import ShapeNeededError, trace
 
-__all__ = ["Interpreter", "interpret", "program_of"]
+__all__ = [
+    "Interpreter",
+    "interpret",
+    "program_for",
+    "program_of",
+]
 
 
 @cache
@@ -64,12 +78,28 @@ def program_of(
     return lower(optimize(trace(rule, dict(flags), layouts, shape)), device_scalars)
 
 
+def program_for(key: KernelKey) -> Program:
+    """The program of a kernel.
+
+    Args:
+        key: What it is made for.
+
+    Raises:
+        TraceError: If the rule cannot be compiled.
+    """
+    kind = key.rule, key.flags, key.layouts, key.device_scalars, key.shape
+    return with_rounding(program_of(*kind), key.rounding)
+
+
 def interpret(
     rule: Rule,
     flags: Mapping[str, bool],
     tensors: Sequence[Tensor],
     scalars: Mapping[str, float],
     layouts: Sequence[str] = (),
+    rounded: Sequence[str] = (),
+    places: np.ndarray[Any, Any] | None = None,
+    turn: int = 0,
 ) -> tuple[Tensor, ...]:
     """Compute a rule on whole tensors without changing them.
 
@@ -77,8 +107,11 @@ def interpret(
         rule: The rule.
         flags: A bool for each of its flags.
         tensors: Variable, slots and gradient in the order of the rule.
-        scalars: A number for each scalar of the rule.
+        scalars: A number for each scalar of the rule, and what `rounded` needs.
         layouts: For each slot "like", "row" or "scalar"; all "like" by default.
+        rounded: Outputs that are rounded stochastically, see `rounding`.
+        places: For these, where in the variable each element lies; in order if None.
+        turn: For these, how many gradients of the same elements came before.
 
     Returns:
         New variable and new slots, each of the shape and dtype of the old one.
@@ -98,6 +131,7 @@ def interpret(
         program = program_of(rule, pairs, tuple(layouts))
     except ShapeNeededError:
         program = program_of(rule, pairs, tuple(layouts), (), shape)
+    program = with_rounding(program, tuple(rounded))
     dtypes = tuple(tensor.dtype for tensor in tensors)
     numbers = {name: float(value) for name, value in scalars.items()}
     numbers[NUM_ELEMENTS] = float(tensors[0].numel())
@@ -108,7 +142,9 @@ def interpret(
         if space_of(program.inputs[name]) == Space.SCALAR:
             numbers[name] = float(tensor.detach().reshape(-1)[0])
     flat = [tensor.detach().reshape(-1) for tensor in tensors]
-    results = _interpreter(program, dtypes).run(flat, numbers)
+    places = np.arange(tensors[0].numel()) if places is None else places
+    round_output = rounder(program, numbers, places, turn)
+    results = _interpreter(program, dtypes).run(flat, numbers, round_output)
     return tuple(
         old.detach().clone()
         if new is None
@@ -154,13 +190,17 @@ class Interpreter:
         self._steps: dict[int, list[_Step]] = {}
 
     def run(
-        self, tensors: Sequence[Tensor], scalars: Mapping[str, float]
+        self,
+        tensors: Sequence[Tensor],
+        scalars: Mapping[str, float],
+        round_output: RoundOutput | None = None,
     ) -> list[Tensor | None]:
         """Run all passes on one variable.
 
         Args:
             tensors: Flat tensors in the order of the rule.
             scalars: A number for each host and device column in use.
+            round_output: See `outputs`.
 
         Returns:
             For each output flat values of the storage dtype, None where nothing is
@@ -171,7 +211,7 @@ class Interpreter:
         for number in range(self.program.num_passes - 1):
             for node, term in self.terms(number, loaded, self.rounded(known)):
                 known[label_of(node)] = over_variable(term, expect_reduction(node))
-        return self.outputs(loaded, self.rounded(known))
+        return self.outputs(loaded, self.rounded(known), round_output)
 
     def load(
         self, tensors: Sequence[Tensor], scalars: Mapping[str, float]
@@ -230,13 +270,26 @@ class Interpreter:
         return list(zip(totals, [v for v in values if v is not None], strict=True))
 
     def outputs(
-        self, loaded: Mapping[fx.Node, Tensor], rounded: Mapping[fx.Node, Tensor]
+        self,
+        loaded: Mapping[fx.Node, Tensor],
+        rounded: Mapping[fx.Node, Tensor],
+        round_output: RoundOutput | None = None,
     ) -> list[Tensor | None]:
-        """The results of the writing pass, flat, in their storage dtypes."""
+        """The results of the writing pass, flat, in their storage dtypes.
+
+        Args:
+            loaded: What `load` gave.
+            rounded: What `rounded` gave.
+            round_output: Rounds an output, given its position, its values and its
+                storage dtype; to nearest by default.
+        """
         values = self._evaluate(-1, self.program.outputs, loaded, rounded)
+        convert = round_output or round_to_nearest
         return [
-            None if value is None else _round(value.reshape(-1), dtype)
-            for value, dtype in zip(values, self.dtypes, strict=False)
+            None if value is None else convert(position, value.reshape(-1), dtype)
+            for position, (value, dtype) in enumerate(
+                zip(values, self.dtypes, strict=False)
+            )
         ]
 
     def _evaluate(
@@ -311,9 +364,3 @@ def _on_one_device(tensors: list[Tensor]) -> list[Tensor]:
     """Move scalars, which are made on the CPU, to where the tensors are."""
     targets = [t.device for t in tensors if t.device.type != "cpu"]
     return [tensor.to(targets[0]) for tensor in tensors] if targets else tensors
-
-
-def _round(wide: Tensor, dtype: torch.dtype) -> Tensor:
-    if wide.dtype == torch.float64 and dtype.itemsize == 2:
-        wide = wide.float()
-    return wide.to(dtype)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from thalweg.compiler.rounding import STEP
 from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message, nearest
 
@@ -38,6 +39,8 @@ class KernelKey:
         device_scalars: Scalars that an earlier kernel of the step writes.
         shape: What the rule reads of the variable's global shape, see `shape_read`:
             None if nothing, None for each axis if only how many there are.
+        rounding: Outputs that are rounded stochastically, see `rounding`: bfloat16
+            ones of the variable's shape, of a rule that takes the scalar `step`.
 
     Raises:
         TypeError: If a dtype is not float32, float64, bfloat16 or float16, or a flag
@@ -52,11 +55,13 @@ class KernelKey:
     layouts: tuple[str, ...] = ()
     device_scalars: tuple[str, ...] = ()
     shape: tuple[int | None, ...] | None = None
+    rounding: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flags", tuple(sorted(self.flags)))
         self._check_names()
         self._check_tensors()
+        self._check_rounding()
 
     def _check_names(self) -> None:
         rule = self.rule
@@ -102,6 +107,23 @@ class KernelKey:
         for layout in self.layouts:
             if layout not in _LAYOUTS:
                 self._refuse("a layout", repr(layout), nearest(layout, _LAYOUTS))
+
+    def _check_rounding(self) -> None:
+        if self.rounding and STEP not in self.rule.scalars:
+            self._refuse(f"a rule that takes {STEP!r}", "none, to be rounded by it")
+        outputs = self.rule.outputs
+        for name in self.rounding:
+            if name not in outputs:
+                self._refuse("outputs of the rule", repr(name), nearest(name, outputs))
+            position = outputs.index(name)
+            dtype = self.dtypes[position]
+            layout = ("like", *(self.layouts or ["like"] * position))[position]
+            if dtype != torch.bfloat16 or layout != "like":
+                self._refuse(
+                    "bfloat16 outputs of the variable's shape to round stochastically",
+                    f"{name!r}, {str(dtype).removeprefix('torch.')}, {layout!r}",
+                    "Round other outputs to nearest.",
+                )
 
     def _refuse(self, expected: str, got: str, action: str = "") -> None:
         where = f"kernel of {self.rule.name}"

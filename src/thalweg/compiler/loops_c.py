@@ -39,20 +39,28 @@ def loop(head: str, lines: Sequence[str]) -> list[str]:
     return [f"for ({head}) {{", block(lines), "}"]
 
 
-def elements_function(statements: Statements, name: str, *, is_summed: bool) -> str:
+def elements_function(
+    statements: Statements, name: str, *, is_summed: bool, has_turns: bool = False
+) -> str:
     """The function that applies the rule to consecutive elements or rows.
 
     Args:
         statements: The rule's statements.
         name: Its name.
         is_summed: Whether the gradient is a sum in the compute type.
+        has_turns: Whether it is called for several gradients of the same elements.
 
     Returns:
-        A static function of a length, the pointers and a row of the scalar table.
+        A static function of a length, the pointers and a row of the scalar table; of
+        the global index of the first element, too, if that is needed to round.
     """
-    head = f"static void {name}({_parameters(statements, is_summed=is_summed)})"
+    parameters, keys = _parameters(statements, is_summed=is_summed), list[str]()
+    if statements.program.rounding:
+        parameters += ",\n    int64_t origin" + ", int64_t turn" * has_turns
+        keys = statements.rounding_keys(has_turns=has_turns)
     write = _by_row if statements.program.uses_rows else _flat
-    return function(head, write(statements, is_summed=is_summed))
+    lines = [*keys, *write(statements, is_summed=is_summed)]
+    return function(f"static void {name}({parameters})", lines)
 
 
 def chunk_function(statements: Statements, name: str, totals: Sequence[fx.Node]) -> str:
@@ -126,6 +134,8 @@ def _by_row(statements: Statements, *, is_summed: bool) -> list[str]:
     for pointer, layout in zip(statements.tensors, program.trace.layouts, strict=True):
         if layout != "scalar":
             body.append(f"{pointer} += {'1' if layout == 'row' else 'width'};")
+    if program.rounding:
+        body.append("origin += width;")
     return [
         f"const int64_t width = (int64_t)row[{statements.row_length_column}];",
         *statements.scalars([*rows, *nodes], [*program.outputs, *terms]),

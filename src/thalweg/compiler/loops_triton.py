@@ -90,10 +90,11 @@ def elements_function(statements: TritonStatements, name: str, mode: Mode) -> st
     """
     places = [f"{statements.names[p]}_place" for p in statements.in_memory]
     rows = () if mode == "dense" else _ROWS
-    parameters = ["row", "length", *places, *rows]
+    parameters = ["row", "length", *places, *rows, *statements.origin]
     parameters += ["BLOCK: tl.constexpr", "IS_FULL: tl.constexpr"]
     write = _by_row if statements.program.uses_rows else _flat
-    lines = with_constants(write(statements, mode), statements.compute)
+    keys = [] if mode == "sequence" else statements.rounding_keys()
+    lines = with_constants([*keys, *write(statements, mode)], statements.compute)
     return function(call(name, parameters), lines)
 
 
@@ -156,7 +157,8 @@ def _updates(
     ]
     if mode != "sequence":
         return [*_gradient(statements, nodes, mode), *body]
-    once = [*_gradient(statements, nodes, mode), *body, "tl.debug_barrier()"]
+    keys = statements.rounding_keys("source - first")
+    once = [*keys, *_gradient(statements, nodes, mode), *body, "tl.debug_barrier()"]
     return _loop("source", ("first", "last"), once)
 
 
@@ -204,7 +206,9 @@ def _by_row(statements: TritonStatements, mode: Mode) -> list[str]:
         return [*lines, *_shared_loop("done", "width", body)]
     lines += _pointers(statements, statements.in_memory)
     if mode == "sequence":
-        body = _loop("source", ("first", "last"), [*body, "tl.debug_barrier()"])
+        keys = statements.rounding_keys("source - first")
+        body = [*keys, *body, "tl.debug_barrier()"]
+        body = _loop("source", ("first", "last"), body)
     return [*lines, *body]
 
 
@@ -220,6 +224,7 @@ def _row(
         else:
             body += statements.calls([node])
     nodes = program.needed(program.outputs, Space.TENSOR)
+    origin = "origin + done" if mode == "dense" else "origin"
     body += _loop(
         "start",
         ("0", "width", "BLOCK"),
@@ -229,7 +234,7 @@ def _row(
             *_gradient(statements, nodes, mode, "width"),
             *statements.loads(nodes),
             *statements.calls(nodes),
-            *statements.stores(Space.TENSOR),
+            *statements.stores(Space.TENSOR, origin=origin),
         ],
     )
     return body + statements.stores(Space.ROW, "", "")

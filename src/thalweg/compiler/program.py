@@ -10,8 +10,8 @@ reads, and fills device columns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import torch
 from torch import fx
@@ -28,9 +28,18 @@ from thalweg.compiler.graph import (
     space_of,
 )
 from thalweg.compiler.passes import NUM_ELEMENTS
+from thalweg.compiler.rounding import FIRST_INDEX, ROUNDING_KEY
 from thalweg.errors import TraceError, message
 
-__all__ = ["APPLY", "ROW_LENGTH", "Columns", "Program", "compute_dtype", "lower"]
+__all__ = [
+    "APPLY",
+    "ROW_LENGTH",
+    "Columns",
+    "Program",
+    "compute_dtype",
+    "lower",
+    "with_rounding",
+]
 
 APPLY = "apply"
 """Device column that is 0 where a step is to change nothing."""
@@ -43,7 +52,8 @@ class Columns:
     """The columns of a kernel's scalar table.
 
     Attributes:
-        host: The rule's scalars, then what the kernel needs to know of the shape.
+        host: The rule's scalars, then what the kernel needs to know of the shape,
+            then what stochastic rounding does.
         device: `apply`, then scalars that earlier kernels write, then scalar slots,
             then totals of whole-variable reductions.
         derived: Computed by the kernel itself at each launch.
@@ -77,6 +87,7 @@ class Program:
         stages: For each node, how many passes must have run before it is known.
         outputs: For each output of the rule what is stored, None where nothing is.
         num_passes: Passes over memory; the last one writes.
+        rounding: Names of the outputs that are rounded stochastically.
     """
 
     trace: Trace
@@ -84,6 +95,7 @@ class Program:
     stages: dict[fx.Node, int]
     outputs: tuple[Operand | None, ...]
     num_passes: int
+    rounding: tuple[str, ...] = ()
 
     @cached_property
     def inputs(self) -> dict[str, fx.Node]:
@@ -146,6 +158,16 @@ class Program:
         """Whether a kernel must know where a row ends."""
         return ROW_LENGTH in self.columns.index
 
+    @cached_property
+    def rounded(self) -> tuple[int, ...]:
+        """Positions of the outputs that are rounded stochastically."""
+        stored = zip(self.trace.rule.outputs, self.outputs, strict=True)
+        return tuple(
+            position
+            for position, (name, value) in enumerate(stored)
+            if name in self.rounding and value is not None
+        )
+
     def column_of(self, node: fx.Node) -> int:
         """The column a scalar is kept in."""
         return self.columns.index[label_of(node)]
@@ -188,6 +210,16 @@ def lower(trace: Trace, device_scalars: Sequence[str] = ()) -> Program:
     for node in totals:
         _check_total(program, node)
     return program
+
+
+@cache
+def with_rounding(program: Program, names: tuple[str, ...]) -> Program:
+    """The same program where these outputs are rounded stochastically."""
+    if not names:
+        return program
+    host = (*program.columns.host, ROUNDING_KEY, FIRST_INDEX)
+    columns = replace(program.columns, host=host)
+    return replace(program, columns=columns, rounding=names)
 
 
 def _check_total(program: Program, node: fx.Node) -> None:

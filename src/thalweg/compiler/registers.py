@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from thalweg.compiler.array_ops import PIECE, Array, array_ops
 from thalweg.compiler.graph import (
@@ -25,9 +25,10 @@ from thalweg.compiler.graph import (
     space_of,
 )
 from thalweg.compiler.program import Program, compute_dtype
+from thalweg.compiler.rounding import Draw
 from thalweg.compiler.views import ARRAYS, Memory, tensor_of
 
-__all__ = ["Call", "Constant", "Recipe", "Scalar", "Scratch"]
+__all__ = ["Call", "Constant", "Places", "Recipe", "Rounder", "Scalar", "Scratch"]
 
 _MASK = np.dtype(np.bool_)
 
@@ -56,6 +57,27 @@ class Scratch(NamedTuple):
     dtype: np.dtype[Any]
 
 
+class Places(NamedTuple):
+    """A register with what rounds outputs stochastically: a `Rounder`."""
+
+
+class Rounder:
+    """Rounds outputs of the elements at hand.
+
+    Attributes:
+        draw: The random bits of variable and step.
+        first: Where the elements begin in the variable.
+    """
+
+    draw: Draw
+    first: int = 0
+
+    def store(self, output: int, source: Array, target: Tensor) -> None:
+        """Round the values of an output into memory."""
+        places = np.arange(self.first, self.first + len(target))
+        target.copy_(self.draw.rounded(output, source, places))
+
+
 class Call(NamedTuple):
     """A function and the registers it is called with, the last of which it writes."""
 
@@ -79,11 +101,13 @@ class Recipe:
     def __init__(self, program: Program, dtypes: Sequence[torch.dtype]) -> None:
         self.calls: list[Call] = []
         self.scalars: list[fx.Node] = []
-        self.registers: list[Scalar | Constant | Scratch] = []
+        self.registers: list[Scalar | Constant | Scratch | Places] = []
         self._compute = compute_dtype(dtypes)
         self._dtypes = tuple(dtypes)
         self._inputs = [program.inputs[n] for n in program.trace.rule.tensors]
         self._outputs = program.outputs
+        self._rounded = program.rounded
+        self._rounder: int | None = None
         self._order = [
             node
             for node in program.needed(program.outputs, Space.TENSOR)
@@ -134,7 +158,11 @@ class Recipe:
             is_done = isinstance(value, fx.Node) and (
                 self._targets.get(value) == position
             )
-            if value is not None and not is_done:
+            if value is None or is_done:
+                continue
+            if position in self._rounded:
+                self._round(position, self._place(value))
+            else:
                 self._call(copy, self._place(value), position)
 
     def _load(self, position: int, node: fx.Node) -> None:
@@ -164,6 +192,14 @@ class Recipe:
         for function in others:
             self._call(function, place, place)
 
+    def _round(self, position: int, place: int) -> None:
+        def store(rounder: Rounder, source: Array, target: Tensor) -> None:
+            rounder.store(position, source, target)
+
+        if self._rounder is None:
+            self._rounder = self._register(Places())
+        self._call(store, self._rounder, place, position)
+
     def _call(self, function: Callable[..., object], *places: int) -> None:
         self.calls.append(Call(function, itemgetter(*places)))
 
@@ -182,7 +218,7 @@ class Recipe:
             kind = _MASK if is_truth else ARRAYS[self._compute]
             return self._register(Constant(np.array(operand, np.float64).astype(kind)))
 
-    def _register(self, content: Scalar | Constant | Scratch) -> int:
+    def _register(self, content: Scalar | Constant | Scratch | Places) -> int:
         self.registers.append(content)
         return len(self._inputs) + len(self.registers) - 1
 

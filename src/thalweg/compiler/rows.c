@@ -1,133 +1,213 @@
-/* Touched rows: indices sorted by radix, equal ones grouped in order of appearance.
+/* Touched rows: sorted by index, equal ones in order of appearance, and walked.
  *
- * Index and position are sorted as one number, which must have 64 bits at most. */
+ * The threads take small shares of the rows in turn and write the work items of each on
+ * their stack, where the kernel reads them at once: tables of all items would be driven
+ * out of the caches by the rows. */
 #include <stdint.h>
 #include <string.h>
 
-enum { THALWEG_DIGIT = 10 };
+enum {
+    THALWEG_DIGIT = 10,     /* bits of an index that one pass sorts by */
+    THALWEG_SHARE = 128,    /* most positions of a share */
+    THALWEG_LENGTH = 8192,  /* about as many elements, where rows are long */
+    THALWEG_SERIAL = 32768, /* as in kernels: fewer elements are work for one thread */
+};
+
+/* The indices of one variable, in a table of int64 that Python fills. */
+typedef struct {
+    int64_t count;
+    const void *indices;
+    int64_t is_wide; /* int64 or int32 */
+    int64_t begin;   /* its place in the list of all sources */
+    int64_t num_rows, width, variable, scalar_row;
+} thalweg_rows;
+
+typedef void (*thalweg_kernel)(
+    int64_t num_items, const int64_t *items, void *const *pointers, double *scalars,
+    int64_t num_rows, int num_threads, const int64_t *starts, const int64_t *sources);
+
+static inline int64_t thalweg_index(const thalweg_rows *rows, int64_t position)
+{
+    return rows->is_wide ? ((const int64_t *)rows->indices)[position]
+                         : ((const int32_t *)rows->indices)[position];
+}
 
 /* Bits of the numbers below `count`. */
-static inline int thalweg_bits(int64_t count)
+static inline int thalweg_num_bits(int64_t count)
 {
     return count > 1 ? 64 - __builtin_clzll((uint64_t)count - 1) : 0;
 }
 
-/* The position of the first index out of range, or -1; tells whether they ascend. */
-static inline int64_t thalweg_check(
-    int64_t count, const int64_t *wide, const int32_t *narrow, int64_t num_rows,
-    int *ascends)
+/* Whether all are in range; tells whether they ascend. */
+static int thalweg_check(const thalweg_rows *rows, int *ascends)
 {
     int wrong = 0, descends = 0;
     int64_t before = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t index = wide ? wide[i] : narrow[i];
-        wrong |= (uint64_t)index >= (uint64_t)num_rows;
+    for (int64_t i = 0; i < rows->count; ++i) {
+        const int64_t index = thalweg_index(rows, i);
+        wrong |= (uint64_t)index >= (uint64_t)rows->num_rows;
         descends |= index < before;
         before = index;
     }
     *ascends = !descends;
-    for (int64_t i = 0; wrong && i < count; ++i) {
-        const int64_t index = wide ? wide[i] : narrow[i];
-        if ((uint64_t)index >= (uint64_t)num_rows) {
-            return i;
-        }
-    }
-    return -1;
+    return !wrong;
 }
 
-/* One stable pass over the bits from `shift` on; `bits` of them. */
+/* One stable pass over positions, all in order at first; the last writes sources. */
 static void thalweg_pass(
-    int64_t count, const uint64_t *from, uint64_t *to, int shift, int bits)
+    const thalweg_rows *rows, const uint32_t *from, uint32_t *to, int64_t *sources,
+    int shift, int bits)
 {
-    int64_t places[1 << THALWEG_DIGIT];
+    const int64_t count = rows->count;
     const uint64_t mask = ((uint64_t)1 << bits) - 1;
+    uint32_t places[1 << THALWEG_DIGIT];
     memset(places, 0, (size_t)(mask + 1) * sizeof *places);
     for (int64_t i = 0; i < count; ++i) {
-        places[(from[i] >> shift) & mask] += 1;
+        places[((uint64_t)thalweg_index(rows, i) >> shift) & mask] += 1;
     }
-    int64_t before = 0;
+    uint32_t before = 0;
     for (uint64_t digit = 0; digit <= mask; ++digit) {
-        const int64_t size = places[digit];
+        const uint32_t size = places[digit];
         places[digit] = before;
         before += size;
     }
     for (int64_t i = 0; i < count; ++i) {
-        to[places[(from[i] >> shift) & mask]++] = from[i];
+        const uint32_t position = from ? from[i] : (uint32_t)i;
+        const uint64_t index = (uint64_t)thalweg_index(rows, position);
+        const uint32_t place = places[(index >> shift) & mask]++;
+        if (to) {
+            to[place] = position;
+        } else {
+            sources[place] = position;
+        }
     }
 }
 
-/* Sorts by the bits from `shift` on, with as much room behind the numbers; returns
- * where the result begins. */
-static const uint64_t *thalweg_sort(int64_t count, uint64_t *numbers, int shift, int all)
+/* Sorts positions by index; `scratch` has room for two of each. */
+static void thalweg_sort(const thalweg_rows *rows, uint32_t *scratch, int64_t *sources)
 {
-    const int passes = (all + THALWEG_DIGIT - 1) / THALWEG_DIGIT;
-    uint64_t *from = numbers, *to = numbers + count;
-    for (int left = passes; left > 0; --left) {
+    int all = thalweg_num_bits(rows->num_rows), shift = 0;
+    uint32_t *from = 0, *to = scratch, *other = scratch + rows->count;
+    for (int left = (all + THALWEG_DIGIT - 1) / THALWEG_DIGIT; left > 0; --left) {
         const int bits = (all + left - 1) / left;
-        thalweg_pass(count, from, to, shift, bits);
-        uint64_t *const sorted = to;
-        to = from;
-        from = sorted;
+        thalweg_pass(rows, from, left == 1 ? 0 : to, sources, shift, bits);
+        from = to;
+        to = other;
+        other = from;
         shift += bits;
         all -= bits;
     }
-    return from;
 }
 
-/* items: [unique][5], starts: [unique + 1], sources: [count], numbers: [2 * count].
- * Returns the number of unique indices, or -1 - position of one out of range. */
-static inline int64_t thalweg_group(
-    int64_t count, const int64_t *wide, const int32_t *narrow, int64_t num_rows,
-    int64_t width, int64_t variable, int64_t gradient, int64_t scalar_row, int64_t base,
-    uint64_t *numbers, int64_t *restrict items, int64_t *restrict starts,
-    int64_t *restrict sources)
+/* Fills the sources of all variables; false if an index is out of range. */
+int thalweg_sort_rows(
+    int64_t num_variables, const thalweg_rows *variables, uint32_t *scratch,
+    int64_t *sources, int num_threads)
 {
-    const int bits = thalweg_bits(count);
-    const uint64_t mask = ((uint64_t)1 << bits) - 1;
-    int ascends = 0;
-    const int64_t wrong = thalweg_check(count, wide, narrow, num_rows, &ascends);
-    if (wrong >= 0) {
-        return -1 - wrong;
+    int wrong = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(num_threads) \
+    reduction(| : wrong) if (num_variables > 1 && num_threads > 1)
+    for (int64_t number = 0; number < num_variables; ++number) {
+        const thalweg_rows *const rows = variables + number;
+        int64_t *const found = sources + rows->begin;
+        int ascends = 0;
+        if (!thalweg_check(rows, &ascends)) {
+            wrong = 1;
+        } else if (!ascends) {
+            thalweg_sort(rows, scratch + 2 * rows->begin, found);
+        } else {
+            for (int64_t i = 0; i < rows->count; ++i) {
+                found[i] = i;
+            }
+        }
     }
-    for (int64_t i = 0; i < count; ++i) {
-        numbers[i] = (uint64_t)(wide ? wide[i] : narrow[i]) << bits | (uint64_t)i;
+    return !wrong;
+}
+
+static inline int64_t thalweg_share(const thalweg_rows *rows)
+{
+    const int64_t wanted = THALWEG_LENGTH / (rows->width > 0 ? rows->width : 1);
+    return wanted < 1 ? 1 : wanted > THALWEG_SHARE ? THALWEG_SHARE : wanted;
+}
+
+/* The first place from `place` on where a row begins; `limit` if that is further. */
+static inline int64_t thalweg_cut(
+    const thalweg_rows *rows, const int64_t *sources, int64_t place, int64_t limit)
+{
+    if (place == 0) {
+        return 0;
     }
-    const uint64_t *const sorted =
-        ascends ? numbers : thalweg_sort(count, numbers, bits, thalweg_bits(num_rows));
+    const int64_t before = thalweg_index(rows, sources[place - 1]);
+    while (place < limit && thalweg_index(rows, sources[place]) == before) {
+        ++place;
+    }
+    return place;
+}
+
+/* Updates the rows that begin in one share. */
+static void thalweg_walk_share(
+    const thalweg_rows *rows, const int64_t *sources, int64_t share,
+    thalweg_kernel kernel, void *const *pointers, double *scalars)
+{
+    int64_t items[5 * THALWEG_SHARE], starts[THALWEG_SHARE + 1];
+    const int64_t size = thalweg_share(rows), count = rows->count;
+    const int64_t next = (share + 1) * size < count ? (share + 1) * size : count;
+    const int64_t begin = thalweg_cut(rows, sources, share * size, next);
+    if (begin == next) {
+        return;
+    }
+    const int64_t end = thalweg_cut(rows, sources, next, count);
     /* No branch on whether a row is new: it could not be predicted. The gradients of a
      * row end where those of the next begin, and its item is written again for each. */
     int64_t last = -1, before = -1;
-    starts[0] = base;
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t index = (int64_t)(sorted[i] >> bits);
+    starts[0] = begin;
+    for (int64_t place = begin; place < end; ++place) {
+        const int64_t index = thalweg_index(rows, sources[place]);
         last += index != before;
         before = index;
-        int64_t *const touched = items + last * 5;
-        touched[0] = variable;
-        touched[1] = index * width;
-        touched[2] = gradient;
-        touched[3] = width;
-        touched[4] = scalar_row;
-        starts[last + 1] = base + i + 1;
-        sources[i] = (int64_t)(sorted[i] & mask);
+        int64_t *const item = items + last * 5;
+        item[0] = rows->variable;
+        item[1] = index * rows->width;
+        item[2] = 0;
+        item[3] = rows->width;
+        item[4] = rows->scalar_row;
+        starts[last + 1] = place + 1;
     }
-    return last + 1;
+    kernel(last + 1, items, pointers, scalars, 0, 1, starts, sources);
 }
 
-int64_t thalweg_group_int64(
-    int64_t count, const int64_t *indices, int64_t num_rows, int64_t width,
-    int64_t variable, int64_t gradient, int64_t scalar_row, int64_t base,
-    uint64_t *numbers, int64_t *items, int64_t *starts, int64_t *sources)
+/* Updates the rows of all variables, whose sources are filled. */
+void thalweg_walk_rows(
+    int64_t num_variables, const thalweg_rows *variables, const int64_t *sources,
+    thalweg_kernel kernel, void *const *pointers, double *scalars, int64_t num_rows,
+    int num_threads)
 {
-    return thalweg_group(count, indices, 0, num_rows, width, variable, gradient,
-                         scalar_row, base, numbers, items, starts, sources);
-}
-
-int64_t thalweg_group_int32(
-    int64_t count, const int32_t *indices, int64_t num_rows, int64_t width,
-    int64_t variable, int64_t gradient, int64_t scalar_row, int64_t base,
-    uint64_t *numbers, int64_t *items, int64_t *starts, int64_t *sources)
-{
-    return thalweg_group(count, 0, indices, num_rows, width, variable, gradient,
-                         scalar_row, base, numbers, items, starts, sources);
+    const int64_t none[5] = {0};
+    int64_t elements = 0, next = 0;
+    for (int64_t number = 0; number < num_variables; ++number) {
+        elements += 2 * variables[number].count * variables[number].width;
+    }
+    const int64_t parts = elements < THALWEG_SERIAL ? 1 : num_threads;
+    kernel(0, none, pointers, scalars, num_rows, 1, none, none); /* derives scalars */
+#pragma omp parallel for schedule(static) num_threads((int)parts) if (parts > 1)
+    for (int64_t part = 0; part < parts; ++part) {
+        int64_t number = 0, first = 0;
+        for (;;) {
+            const int64_t share = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+            for (; number < num_variables; ++number) {
+                const int64_t size = thalweg_share(variables + number);
+                const int64_t count = (variables[number].count + size - 1) / size;
+                if (share < first + count) {
+                    break;
+                }
+                first += count;
+            }
+            if (number == num_variables) {
+                break;
+            }
+            const thalweg_rows *const rows = variables + number;
+            thalweg_walk_share(rows, sources + rows->begin, share - first, kernel,
+                               pointers, scalars);
+        }
+    }
 }

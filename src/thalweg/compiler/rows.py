@@ -1,4 +1,4 @@
-"""Work items for touched rows: in ascending order, the gradients of each as they came.
+"""Touched rows: in ascending order, the gradients of each as they came.
 
 Rows lie in memory by their index, so ascending ones are found fastest. The gradients of
 one row keep their order, because it decides the bits of their sum.
@@ -7,6 +7,8 @@ one row keep their order, because it decides the bits of their sum.
 from __future__ import annotations
 
 import ctypes
+from array import array
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -15,20 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.compiler.build import build
+from thalweg.compiler.build import Library, build
 from thalweg.errors import describe, message
 
-__all__ = ["RowTables"]
+__all__ = ["RowTables", "RowWalk"]
 
 _ITEM_COLUMNS = 5
-_MOST_BITS = 64
-"""Of an index and its position together, for the compiled grouping."""
+_ROWS_COLUMNS = 8
+"""As `thalweg_rows` in `rows.c`: count, indices, is wide, begin, and the rest."""
+_SHORT_ELEMENTS = 1_000_000
+"""Up to here a walk keeps the interpreter lock: it takes a millisecond or two."""
 
 
 class RowTables:
     """The items, starts and sources of a row kernel, filled anew in each step.
-
-    The tables grow when they must and are reused otherwise.
 
     Attributes:
         num_items: Touched rows.
@@ -42,39 +44,35 @@ class RowTables:
     """
 
     def __init__(self) -> None:
-        self.num_items = 0
-        self.num_elements = 0
-        self._num_sources = 0
-        self._items = torch.empty((0, _ITEM_COLUMNS), dtype=torch.int64)
-        self._starts = torch.zeros(1, dtype=torch.int64)
-        self._sources = torch.empty(0, dtype=torch.int64)
-        self._numbers = torch.empty(0, dtype=torch.int64)
-        self._room = 0
-        self._addresses = self._locate()
+        self.clear()
+
+    def clear(self) -> None:
+        """Start a new step."""
+        self.num_items = self.num_elements = 0
+        self._items = np.empty((0, _ITEM_COLUMNS), dtype=np.int64)
+        self._starts = np.zeros(1, dtype=np.int64)
+        self._sources = np.empty(0, dtype=np.int64)
 
     @property
     def items(self) -> Tensor:
         """Shape (n, 5): variable, offset, gradient offset, width, scalar row."""
-        return self._items[: self.num_items]
+        return torch.as_tensor(self._items)
 
     @property
     def starts(self) -> Tensor:
         """Shape (n + 1,): where the sources of each item begin."""
-        return self._starts[: self.num_items + 1]
+        return torch.as_tensor(self._starts)
 
     @property
     def sources(self) -> Tensor:
         """Positions in the list of indices, grouped by item."""
-        return self._sources[: self._num_sources]
+        return torch.as_tensor(self._sources)
 
     @property
     def addresses(self) -> tuple[int, int, int]:
         """Of items, starts and sources; another step may move them."""
-        return self._addresses[:3]
-
-    def clear(self) -> None:
-        """Start a new step."""
-        self.num_items = self.num_elements = self._num_sources = 0
+        tables = self._items, self._starts, self._sources
+        return tables[0].ctypes.data, tables[1].ctypes.data, tables[2].ctypes.data
 
     def append(
         self,
@@ -110,112 +108,138 @@ class RowTables:
                     "Convert the indices.",
                 )
             )
-        count = indices.numel()
-        if count == 0:
-            return
-        if self._num_sources + count > self._room:
-            self._reserve(self._num_sources + count)
-        item = (variable, gradient_offset, scalar_row)
-        functions = _functions()
-        if functions and _bits(num_rows) + _bits(count) <= _MOST_BITS:
-            function = functions[indices.dtype]
-            indices = indices.contiguous()
-            unique = self._group_in_c(function, indices, num_rows, width, item)
-        else:
-            unique = self._group_by_numpy(indices, num_rows, width, item)
-        if unique < 0:
-            position = -1 - unique
-            raise IndexError(
-                message(
-                    "rows",
-                    f"indices from 0 to {num_rows - 1}",
-                    f"{int(indices[position])} at position {position}",
-                    "Check the indices of the gradient.",
-                )
-            )
-        self.num_items += unique
-        self.num_elements += count * width
-        self._num_sources += count
-
-    def _reserve(self, count: int) -> None:
-        """Make room for so many indices, of which each may be another row."""
-        self._room = max(count, 2 * self._room)
-        self._items = _grown(self._items, self._room)
-        self._starts = _grown(self._starts, self._room + 1)
-        self._sources = _grown(self._sources, self._room)
-        self._numbers = _grown(self._numbers, 2 * self._room)
-        self._addresses = self._locate()
-
-    def _locate(self) -> tuple[int, int, int, int]:
-        items, starts = self._items.data_ptr(), self._starts.data_ptr()
-        return items, starts, self._sources.data_ptr(), self._numbers.data_ptr()
-
-    def _group_in_c(
-        self,
-        function: Any,
-        indices: Tensor,
-        num_rows: int,
-        width: int,
-        item: tuple[int, int, int],
-    ) -> int:
-        """Run the compiled grouping; see `rows.c`."""
-        number, base = self.num_items, self._num_sources
-        items, starts, sources, numbers = self._addresses
-        return function(
-            indices.numel(),
-            indices.data_ptr(),
-            num_rows,
-            width,
-            *item,
-            base,
-            numbers,
-            items + number * _ITEM_COLUMNS * 8,
-            starts + number * 8,
-            sources + base * 8,
-        )
-
-    def _group_by_numpy(
-        self, indices: Tensor, num_rows: int, width: int, item: tuple[int, int, int]
-    ) -> int:
-        """The same without a compiler."""
+        _check_range(indices, num_rows)
         values = indices.numpy().astype(np.int64)
-        wrong = np.flatnonzero((values < 0) | (values >= num_rows))
-        if wrong.size:
-            return -1 - int(wrong[0])
         sources = np.argsort(values, kind="stable")
         unique, first = np.unique(values[sources], return_index=True)
-        number, base = self.num_items, self._num_sources
-        items = self._items[number : number + unique.size].numpy()
-        items[:, 0], items[:, 2], items[:, 4] = item
+        items = np.empty((unique.size, _ITEM_COLUMNS), dtype=np.int64)
+        items[:, 0], items[:, 2], items[:, 4] = variable, gradient_offset, scalar_row
         items[:, 1], items[:, 3] = unique * width, width
-        starts = self._starts[number : number + unique.size + 1].numpy()
-        starts[:-1], starts[-1] = base + first, base + values.size
-        self._sources[base : base + values.size].numpy()[:] = sources
-        return int(unique.size)
+        begin = self._sources.size
+        ends = begin + np.append(first[1:], values.size)[: unique.size]
+        self._items = np.concatenate([self._items, items])
+        self._starts = np.concatenate([self._starts, ends])
+        self._sources = np.concatenate([self._sources, sources])
+        self.num_items += unique.size
+        self.num_elements += values.size * width
+
+
+class RowWalk:
+    """A compiled row kernel over the touched rows of some variables.
+
+    Args:
+        function: The kernel's function.
+        pointers: Its table of addresses.
+        scalars: Its table of scalars.
+
+    """
+
+    def __init__(
+        self, function: Any, pointers: np.ndarray, scalars: np.ndarray
+    ) -> None:
+        self._calls: Any = _calls()
+        self._variables = array("q")
+        self._sources = np.empty(0, dtype=np.int64)
+        self._scratch = np.empty(0, dtype=np.int64)
+        self._function = ctypes.cast(function, ctypes.c_void_p).value
+        self._tables = pointers.ctypes.data, scalars.ctypes.data, len(scalars)
+        self._kept = pointers, scalars
+        self._indices: Sequence[Tensor] = ()
+        self._num_elements = 0
+
+    @classmethod
+    def of(
+        cls, function: Any, pointers: np.ndarray, scalars: np.ndarray
+    ) -> RowWalk | None:
+        """The walk of a kernel; None if `rows.c` cannot be compiled."""
+        return None if _calls() is None else cls(function, pointers, scalars)
+
+    def bind(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Take variables, each in its row of the tables.
+
+        Args:
+            shapes: Rows of each, and elements of a row.
+        """
+        rows = [[0, 0, 0, 0, *s, n, n] for n, s in enumerate(shapes)]
+        self._variables = array("q", [number for row in rows for number in row])
+        self._shapes = list(shapes)
+        self._arguments = len(rows), self._variables.buffer_info()[0]
+
+    def sort(self, indices: Sequence[Tensor], num_threads: int) -> None:
+        """Find the rows of the next walk.
+
+        Args:
+            indices: Of each variable, int32 or int64, contiguous, on the CPU.
+            num_threads: Threads to use.
+
+        Raises:
+            IndexError: If an index is negative or names no row.
+        """
+        self._indices = indices  # read again by the walk
+        variables, begin, elements, place = self._variables, 0, 0, 0
+        for tensor in indices:
+            count = tensor.numel()
+            variables[place] = count
+            variables[place + 1] = tensor.data_ptr()
+            variables[place + 2] = tensor.dtype is torch.int64
+            variables[place + 3] = begin
+            begin += count
+            elements += count * variables[place + 5]
+            place += _ROWS_COLUMNS
+        if begin > len(self._sources):
+            self._reserve(begin)
+        self._num_elements = elements
+        sort = self._calls.short.thalweg_sort_rows
+        if not sort(*self._arguments, *self._addresses, num_threads):
+            for tensor, (num_rows, _) in zip(indices, self._shapes, strict=True):
+                _check_range(tensor, num_rows)
+
+    def _reserve(self, count: int) -> None:
+        """Make room for so many sources, and twice as many of half their size."""
+        if count > np.iinfo(np.int32).max:
+            raise OverflowError("more than two thousand million indices in one step")
+        self._sources = np.empty(2 * count, dtype=np.int64)
+        self._scratch = np.empty(2 * count, dtype=np.int64)
+        self._addresses = self._scratch.ctypes.data, self._sources.ctypes.data
+
+    def __call__(self, num_threads: int) -> None:
+        """Update the rows found last; small work uses one thread."""
+        is_short = self._num_elements <= _SHORT_ELEMENTS
+        library = self._calls.short if is_short else self._calls.long
+        library.thalweg_walk_rows(
+            *self._arguments,
+            self._addresses[1],
+            self._function,
+            *self._tables,
+            num_threads,
+        )
+        self._indices = ()
+
+
+def _check_range(indices: Tensor, num_rows: int) -> None:
+    wrong = np.flatnonzero((indices.numpy() < 0) | (indices.numpy() >= num_rows))
+    if wrong.size:
+        raise IndexError(
+            message(
+                "rows",
+                f"indices from 0 to {num_rows - 1}",
+                f"{int(indices[wrong[0]])} at position {wrong[0]}",
+                "Check the indices of the gradient.",
+            )
+        )
 
 
 @cache
-def _functions() -> dict[torch.dtype, Any]:
-    """The compiled grouping for each dtype of indices; none without a compiler."""
+def _calls() -> Library | None:
+    """The functions of `rows.c`; None without a compiler."""
     source = resources.files("thalweg.compiler").joinpath("rows.c")
     library = build(source.read_text("utf-8"))
     if library is None:
-        return {}
-    count, address = ctypes.c_int64, ctypes.c_void_p
-    found: dict[torch.dtype, Any] = {}
-    for dtype, kind in ((torch.int32, "int32"), (torch.int64, "int64")):
-        function = found[dtype] = library.short[f"thalweg_group_{kind}"]
-        function.restype = count
-        function.argtypes = [count, address, *[count] * 6, *[address] * 4]
-    return found
-
-
-def _bits(count: int) -> int:
-    return (count - 1).bit_length()
-
-
-def _grown(table: Tensor, length: int) -> Tensor:
-    """A longer table with the same content."""
-    longer = table.new_empty((length, *table.shape[1:]))
-    longer[: table.shape[0]] = table
-    return longer
+        return None
+    count, address, threads = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
+    for kind in (library.short, library.long):
+        kind.thalweg_sort_rows.argtypes = [count, *[address] * 3, threads]
+        walk = kind.thalweg_walk_rows
+        walk.argtypes = [count, *[address] * 5, count, threads]
+        walk.restype = None
+    return library

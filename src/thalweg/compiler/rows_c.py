@@ -16,7 +16,12 @@ class RowFrame(Frame):
         """The pass that writes, over items that are touched rows."""
         statements, last = self.statements, len(self.statements.dtypes) - 1
         functions = [
-            elements_function(statements, f"{self.name}_range", is_summed=False)
+            elements_function(
+                statements,
+                f"{self.name}_range",
+                is_summed=False,
+                has_turns=mode == "sequence",
+            )
         ]
         if mode == "sum":
             functions.append(self._sum_function())
@@ -88,6 +93,7 @@ class RowFrame(Frame):
     def _sequence(self) -> list[str]:
         place = "item[2] + sources[source] * length"
         arguments = ["length", *self.arguments("0", place), "row"]
+        arguments += self.rounding("0", "source - starts[number]")
         return loop(
             "int64_t source = starts[number]; source < starts[number + 1]; ++source",
             [call(f"{self.name}_range", arguments)],
@@ -96,7 +102,8 @@ class RowFrame(Frame):
     def _sum(self) -> list[str]:
         statements, last = self.statements, len(self.statements.dtypes) - 1
         place = "item[2] + sources[starts[number]] * length"
-        one = ["length", *self.arguments("0", place), "row"]
+        rounding = self.rounding("0")
+        one = ["length", *self.arguments("0", place), "row", *rounding]
         is_same = statements.storage_type(last) == statements.compute_type
         many = f"{self.name}_{'range' if is_same else 'summed'}"
         size = f"(int64_t)sizeof({statements.compute_type})"
@@ -114,7 +121,7 @@ class RowFrame(Frame):
                 f"{self.name}_sum",
                 ["length", "sum", gradient, "sources + starts[number]", count],
             ),
-            call(many, ["length", *self.arguments("0")[:-1], "sum", "row"]),
+            call(many, ["length", *self.arguments("0")[:-1], "sum", "row", *rounding]),
         ]
 
     def _prefetch(self) -> list[str]:

@@ -58,6 +58,35 @@ def round_bfloat16(x):
     else:
         return x.to(tl.bfloat16, fp_downcast_rounding="rtne")
 """,
+    "mix_bits": """
+@triton.jit
+def mix_bits(bits):
+    # lowbias32 of Chris Wellons, "hash-prospector"; public domain.
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
+    bits = (bits ^ (bits >> 15)) * 0x846CA68B
+    return bits ^ (bits >> 16)
+""",
+    "rounding_key": """
+@triton.jit
+def rounding_key(variable, step, PAIR: tl.constexpr):
+    # One number for seed and variable, step, and pair of outputs of the rule.
+    key = mix_bits(variable.to(tl.int64).to(tl.uint32))
+    return mix_bits(mix_bits(key + PAIR) + step.to(tl.int64).to(tl.uint32))
+""",
+    "round_stochastically": """
+@triton.jit
+def round_stochastically(x, key, place, SHIFT: tl.constexpr):
+    # Up as often as x is near to the upper neighbour: by half of a hash, the other
+    # half is for the other output of the pair. Beyond the largest finite number to
+    # nearest.
+    high = (place >> 32).to(tl.uint32) * 0x9E3779B9
+    chance = (mix_bits(high + place.to(tl.uint32) + key) >> SHIFT) & 0xFFFF
+    bits = x.to(tl.uint32, bitcast=True)
+    nearest = 0x7FFF + ((bits >> 16) & 1)
+    addend = tl.where((bits & 0x7FFFFFFF) > 0x7F7F0000, nearest, chance)
+    half = tl.where(x != x, 0x7FC0, (bits + addend) >> 16).to(tl.uint16)
+    return half.to(tl.bfloat16, bitcast=True)
+""",
     "larger": """
 @triton.jit
 def larger(a, b):

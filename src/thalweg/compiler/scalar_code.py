@@ -18,6 +18,7 @@ from thalweg.compiler.graph import (
     space_of,
 )
 from thalweg.compiler.program import APPLY, Program
+from thalweg.compiler.rounding import Draw
 
 __all__ = ["Numbers", "ScalarCode"]
 
@@ -28,10 +29,12 @@ class Numbers(NamedTuple):
     Attributes:
         values: Rounded to the compute type.
         truths: The same as masks.
+        draw: The random bits that outputs are rounded by, if any are.
     """
 
     values: Array
     truths: Array
+    draw: Draw | None = None
 
 
 class ScalarCode:
@@ -69,6 +72,8 @@ class ScalarCode:
             for node, places in zip(nodes, operands, strict=True)
         ]
         self._wanted = [self._places[node] for node in wanted]
+        self._rounded = program.rounded
+        self._names = (*columns.host, *columns.device)
 
     def _place(self, operand: Operand, nodes: Sequence[fx.Node]) -> int | fx.Node:
         if not isinstance(operand, fx.Node):
@@ -92,4 +97,8 @@ class ScalarCode:
         for function, places in self._calls:
             cells.append(function(*[cells[place] for place in places]))
         wide = np.array([cells[place] for place in self._wanted], dtype=np.float64)
-        return Numbers(wide.astype(self._compute), wide != 0)
+        draw = None
+        if self._rounded:
+            known = zip(self._names, cells, strict=False)
+            draw = Draw(dict(known), self._rounded)
+        return Numbers(wide.astype(self._compute), wide != 0, draw)

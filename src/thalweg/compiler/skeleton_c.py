@@ -60,6 +60,7 @@ class _DenseFrame(Frame):
         """The pass that writes, over items that are pieces of variables."""
         unit = "width" if self.program.uses_rows else "64"
         arguments = ["last - first", *self.arguments("first"), "row"]
+        arguments += self.rounding("first")
         body = [
             f"if (first >= last || row[{self.statements.apply_column}] == 0.0) {{",
             "    continue;",

@@ -14,7 +14,7 @@ from torch import fx
 
 from thalweg.compiler.op_table import OPS
 
-__all__ = ["ADVICE", "MATH_FUNCTIONS", "METHODS", "SPELLINGS", "emit"]
+__all__ = ["ADVICE", "MATH_FUNCTIONS", "METHODS", "OPERATIONS", "SPELLINGS", "emit"]
 
 Value = Any  # a traced value or a number
 
@@ -257,14 +257,33 @@ SPELLINGS: dict[str, Callable[..., Value]] = {
 METHODS: dict[str, Callable[..., Value]] = {**SPELLINGS, "where": _where_method}
 """The same for methods, one of which orders its operands in another way."""
 
+OPERATIONS = (
+    "Write it with arithmetic, comparisons, torch.where, maximum, minimum, abs, sign, "
+    "sqrt, exp, log and the like."
+)
+"""What to write where no name is near."""
+
+_MATRIX_ADVICE = (
+    "A rule is elementwise: multiply matrices before it, in a gradient transformer, or "
+    "in a class that overrides `_resource_apply_dense`."
+)
+_SHAPE_ADVICE = "A rule is elementwise; it sees its tensors in their own shape."
+
 ADVICE: dict[str, str] = {
     "floordiv": "Write torch.floor(a / b).",
     "floor_divide": "Write torch.floor(a / b).",
     "mod": "Write a - b * torch.floor(a / b).",
     "remainder": "Write a - b * torch.floor(a / b).",
     "getitem": "A rule is elementwise; it cannot index its tensors.",
-    "matmul": "A rule is elementwise; a matrix product belongs into `direction`.",
-    "mm": "A rule is elementwise; a matrix product belongs into `direction`.",
+    "matmul": _MATRIX_ADVICE,
+    "mm": _MATRIX_ADVICE,
+    "bmm": _MATRIX_ADVICE,
+    "einsum": _MATRIX_ADVICE,
+    "view": _SHAPE_ADVICE,
+    "reshape": _SHAPE_ADVICE,
+    "transpose": _SHAPE_ADVICE,
+    "t": _SHAPE_ADVICE,
+    "round": "Write torch.floor(x + 0.5).",
     "to": "The kernel converts when it loads and stores; drop the conversion.",
     "float": "The kernel converts when it loads and stores; drop the conversion.",
     "double": "The kernel converts when it loads and stores; drop the conversion.",

@@ -29,6 +29,7 @@ from thalweg.compiler.graph import (
     space_of,
 )
 from thalweg.compiler.program import APPLY, ROW_LENGTH, Program, compute_dtype
+from thalweg.compiler.rounding import FIRST_INDEX, ROUNDING_KEY, STEP, TURN
 
 __all__ = ["KINDS", "TritonStatements", "python_name", "with_constants"]
 
@@ -47,6 +48,7 @@ _TAKEN = frozenset(
     larger half_sum fold_sum half_maximum fold_maximum zero one infinity items item
     pointers scalars tensors starts sources source first last skip row number length
     width begin step start done chunk stop seen place index inside offset lanes
+    mix_bits rounding_key round_stochastically origin
     partials folds fold_row addresses BLOCK IS_FULL INTERPRETED
     """.split()  # noqa: SIM905 - a list of sixty strings would be unreadable
 )
@@ -139,7 +141,11 @@ class TritonStatements:
         columns = enumerate(self.program.columns.names)
         tensors = ", ".join(f"{name} {dtype}" for name, dtype in pairs)
         scalars = ", ".join(f"{number} {name}" for number, name in columns)
-        return f'"""{rule.name}, {mode}\n\ntensors: {tensors}\nscalars: {scalars}\n"""'
+        lines = [f"tensors: {tensors}", f"scalars: {scalars}"]
+        if self.program.rounding:
+            lines.append(f"rounded stochastically: {', '.join(self.program.rounding)}")
+        text = "\n".join(lines)
+        return f'"""{rule.name}, {mode}\n\n{text}\n"""'
 
     def widened(self, position: int, text: str) -> str:
         """A stored value as one of the compute type."""
@@ -158,6 +164,38 @@ class TritonStatements:
         if dtype == torch.bfloat16:
             return f"round_bfloat16({text})"
         return f"{text}.to({KINDS[dtype]})"
+
+    def _rounded(self, position: int, value: Operand, place: str) -> str:
+        """An output rounded stochastically, given the global index of the element."""
+        text, key = self.value(value), f"{self.names[position]}_key"
+        if self.compute == torch.float64:
+            text = f"{text}.to(tl.float32)"
+        return f"round_stochastically({text}, {key}, {place}, {16 * (position % 2)})"
+
+    def rounding_keys(self, turn: str = "") -> list[str]:
+        """Statements that compute what outputs are rounded by, beside their places.
+
+        Args:
+            turn: How many gradients of the same elements came before, if any did.
+        """
+        columns = [self.program.columns.index.get(n) for n in (ROUNDING_KEY, STEP)]
+        cells = ", ".join(f"tl.load(row + {column})" for column in columns)
+        later = f" + ({turn}).to(tl.uint32) * 0x{TURN:X}" if turn else ""
+        return [
+            f"{self.names[output]}_key = rounding_key({cells}, {output // 2}){later}"
+            for output in self.program.rounded
+        ]
+
+    @property
+    def origin(self) -> list[str]:
+        """Names of arguments: the global index of the first element, if it matters."""
+        return ["origin"] if self.program.rounding else []
+
+    def origin_of(self, offset: str) -> list[str]:
+        """A statement that computes the global index of an element of a variable."""
+        column = self.program.columns.index.get(FIRST_INDEX)
+        text = f"origin = tl.load(row + {column}).to(tl.int64) + {offset}"
+        return [text] if self.program.rounding else []
 
     def load(self, position: int, index: str = "index", mask: str = "inside") -> str:
         """An expression of the compute type for stored elements."""
@@ -184,7 +222,11 @@ class TritonStatements:
         return self.program.inputs[name] in set(nodes)
 
     def stores(
-        self, space: Space, index: str = "index", mask: str = "inside"
+        self,
+        space: Space,
+        index: str = "index",
+        mask: str = "inside",
+        origin: str = "origin",
     ) -> list[str]:
         """Statements that store the outputs whose tensors live in a space."""
         lines: list[str] = []
@@ -194,8 +236,12 @@ class TritonStatements:
                 continue
             at = f"{self.names[position]}_at"
             place = f"{at} + {index}" if index else at
-            text = self.narrowed(position, self.value(value))
             masked = f", mask={mask}" if mask else ""
+            text = self.narrowed(position, self.value(value))
+            if position in self.program.rounded:
+                text = f"{self.names[position]}_half"
+                rounded = self._rounded(position, value, f"{origin} + {index}")
+                lines.append(f"{text} = {rounded}")
             lines.append(f"tl.store({place}, {text}{masked})")
         return lines
 

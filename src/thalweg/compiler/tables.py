@@ -15,6 +15,7 @@ from thalweg.compiler.interpret import Interpreter
 from thalweg.compiler.key import Mode
 from thalweg.compiler.program import APPLY, ROW_LENGTH
 from thalweg.compiler.reductions import over_variable
+from thalweg.compiler.storing import rounder
 from thalweg.compiler.views import tensor_of, view_memory
 
 __all__ = ["TableInterpreter"]
@@ -79,7 +80,7 @@ class TableInterpreter:
                     self._write_row(item, addresses.tolist(), sources, rounded, numbers)
                 else:
                     views = self._views(item, addresses.tolist(), numbers)
-                    self._apply(views, rounded, numbers)
+                    self._apply(item, views, rounded, numbers)
 
     def _numbers(self, row: Array) -> dict[str, float]:
         """The columns of one row that are not derived."""
@@ -114,13 +115,17 @@ class TableInterpreter:
 
     def _apply(
         self,
+        item: list[int],
         views: Sequence[Tensor],
         rounded: Mapping[fx.Node, Tensor],
         numbers: Mapping[str, float],
+        turn: int = 0,
     ) -> None:
         """Evaluate the writing pass on some views and write the results."""
+        places = np.arange(item[1], item[1] + item[3])
+        round_output = rounder(self._program, numbers, places, turn)
         loaded = self._interpreter.load(views, numbers)
-        results = self._interpreter.outputs(loaded, rounded)
+        results = self._interpreter.outputs(loaded, rounded, round_output)
         for old, new in zip(views, results, strict=False):
             if new is not None:
                 old.copy_(new)
@@ -141,8 +146,8 @@ class TableInterpreter:
             for gradient in gradients[1:]:
                 total = total + gradient
             gradients = [total]
-        for gradient in gradients:
-            self._apply([*views, gradient], rounded, numbers)
+        for turn, gradient in enumerate(gradients):
+            self._apply(item, [*views, gradient], rounded, numbers, turn)
 
     def _views(
         self, item: list[int], addresses: list[int], numbers: Mapping[str, float]

@@ -8,13 +8,10 @@ line. What depends on scalars only is float64; what meets a tensor has its shape
 from __future__ import annotations
 
 import difflib
-import inspect
 import linecache
 import re
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -33,15 +30,21 @@ from thalweg.compiler.graph import (
 )
 from thalweg.compiler.op_table import OPS, REDUCTIONS, Op
 from thalweg.compiler.proxies import RuleProxy, replaced_math
+from thalweg.compiler.refusals import (
+    Place,
+    current_place,
+    place_of_error,
+    refusal,
+    value_refusal,
+)
+from thalweg.compiler.results import results_in_order, results_refusal
 from thalweg.compiler.rule import Rule
-from thalweg.compiler.spelling import ADVICE, METHODS, SPELLINGS
+from thalweg.compiler.spelling import ADVICE, METHODS, OPERATIONS, SPELLINGS
 from thalweg.errors import TraceError, describe, message
 
 __all__ = ["ShapeNeededError", "trace"]
 
 _LAYOUT_SPACES = {"like": Space.TENSOR, "row": Space.ROW, "scalar": Space.SCALAR}
-_OUR_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-_Place = tuple[str, int]
 _ASSIGNMENT = re.compile(r"(\w+)\s*=[^=]")
 
 
@@ -82,8 +85,8 @@ def trace(
         ['mul', 'sub', 'output']
     """
     for name, line, file in free_numbers(rule.function):
-        raise _refusal(
-            rule,
+        raise refusal(
+            rule.name,
             (file, line),
             "numbers as keyword-only arguments",
             f"the outside number {name!r}",
@@ -91,15 +94,6 @@ def trace(
         )
     slots = tuple(layouts) or ("like",) * len(rule.slots)
     return _RuleTracer(rule, shape).run(flags, ("like", *slots, "like"))
-
-
-def _refusal(
-    rule: Rule, place: _Place | None, expected: str, got: str, action: str
-) -> TraceError:
-    where = f"rule {rule.name}"
-    if place:
-        where += f" ({place[0]}:{place[1]})"
-    return TraceError(message(where, expected, got, action))
 
 
 class _RuleTracer(fx.Tracer):
@@ -110,7 +104,7 @@ class _RuleTracer(fx.Tracer):
         self.graph = fx.Graph(tracer_cls=type(self))
         self.rule = rule
         self.row_axes = 0
-        self._last_of_line: dict[_Place, fx.Node] = {}
+        self._last_of_line: dict[Place, fx.Node] = {}
         self._shape = None if shape is None else tuple(shape)
 
     def run(self, flags: Mapping[str, bool], layouts: tuple[str, ...]) -> Trace:
@@ -147,57 +141,29 @@ class _RuleTracer(fx.Tracer):
         except TraceError:
             raise
         except Exception as error:
-            frames = reversed(traceback.extract_tb(error.__traceback__))
-            places = [(f.filename, f.lineno or 0) for f in frames]
-            raise _refusal(
-                self.rule,
-                next((place for place in places if _is_users(place[0])), None),
+            raise value_refusal(
+                self.rule.name,
+                place_of_error(error),
                 "a pure function of torch operations",
                 f"{type(error).__name__}: {error}",
                 "Use only torch functions, math functions and operators.",
             ) from error
 
     def _outputs(self, returned: Any, spaces: list[Space]) -> list[Operand]:
-        names, values = self.rule.outputs, self._in_order(returned)
-        if len(values) != len(names):
-            raise self._result_refusal(
-                f"{len(names)} results ({', '.join(names)})",
-                str(len(values)),
-                "Return the new variable and every new slot, in order.",
-            )
+        inputs = input_nodes(self.graph)
+        old = {name: RuleProxy(inputs[name], self) for name in self.rule.slots}
+        values = results_in_order(self.rule, returned, old)
         nodes = [self._number(self._operand(value)) for value in values]
-        for name, node, space in zip(names, nodes, spaces, strict=False):
+        outputs = zip(self.rule.outputs, nodes, spaces, strict=False)
+        for name, node, space in outputs:
             if space_of(node) > space:
-                raise self._result_refusal(
+                raise results_refusal(
+                    self.rule,
                     f"a {space.name.lower()} for {name!r}",
                     f"a {space_of(node).name.lower()}",
                     "Reduce it, or declare the slot with shape='like'.",
                 )
         return nodes
-
-    def _in_order(self, returned: Any) -> list[Any]:
-        """The results as a list; slots may have come as a dict by name."""
-        if not isinstance(returned, (tuple, list)):
-            return [returned]
-        values = list(cast("Iterable[Any]", returned))
-        if len(values) != 2 or not isinstance(values[1], Mapping):
-            return values
-        new = cast("Mapping[str, Any]", values[1])
-        for name in new:
-            if name not in self.rule.slots:
-                raise self._result_refusal(
-                    f"slots named {', '.join(self.rule.slots)}",
-                    repr(name),
-                    "Return the new slots under the names of the arguments.",
-                )
-        old = input_nodes(self.graph)
-        kept = {name: RuleProxy(old[name], self) for name in self.rule.slots}
-        return [values[0], *({**kept, **new}[name] for name in self.rule.slots)]
-
-    def _result_refusal(self, expected: str, got: str, action: str) -> TraceError:
-        code = getattr(self.rule.function, "__code__", None)
-        place = (code.co_filename, code.co_firstlineno) if code else None
-        return _refusal(self.rule, place, expected, got, action)
 
     def create_proxy(
         self,
@@ -221,7 +187,7 @@ class _RuleTracer(fx.Tracer):
         except TraceError:
             raise
         except TypeError as error:
-            raise self.refusal(
+            raise self._value_refusal(
                 f"arguments that {name!r} takes here", str(error), "Spell it out."
             ) from error
 
@@ -271,7 +237,8 @@ class _RuleTracer(fx.Tracer):
             raise self.refusal(
                 "the trailing axes, such as dim=-1 or dim=(-2, -1)",
                 f"dim={dim}",
-                f"{name!r} over other axes belongs into `direction`.",
+                f"Reduce with {name!r} over other axes before the rule, in a gradient "
+                "transformer.",
             )
         return len(dims)
 
@@ -282,7 +249,7 @@ class _RuleTracer(fx.Tracer):
         node = self.graph.create_node(
             "call_function", target, arguments, {}, target.name
         )
-        place = _place()
+        place = current_place()
         line = linecache.getline(*place).strip() if place else ""
         if place:
             self._last_of_line[place] = node
@@ -296,7 +263,7 @@ class _RuleTracer(fx.Tracer):
             return value
         if isinstance(value, (int, float)):
             return float(value)
-        raise self.refusal(
+        raise self._value_refusal(
             "traced values and Python numbers",
             describe(value),
             "Pass it as a slot or as a scalar.",
@@ -354,7 +321,7 @@ class _RuleTracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Refuse a branch on a value (torch.fx calls this)."""
-        raise self.refusal(
+        raise self._value_refusal(
             "no branch on a value",
             f"a branch on {obj.node.name!r}",
             "Write torch.where(condition, a, b), torch.maximum or torch.minimum, or "
@@ -363,7 +330,11 @@ class _RuleTracer(fx.Tracer):
 
     def refusal(self, expected: str, got: str, action: str) -> TraceError:
         """An error that names the rule and the user's line."""
-        return _refusal(self.rule, _place(), expected, got, action)
+        return refusal(self.rule.name, current_place(), expected, got, action)
+
+    def _value_refusal(self, expected: str, got: str, action: str) -> TraceError:
+        """The same, naming NumPy where the line calls it."""
+        return value_refusal(self.rule.name, current_place(), expected, got, action)
 
     def in_place_refusal(self, what: str) -> TraceError:
         """For a change of an argument."""
@@ -372,25 +343,14 @@ class _RuleTracer(fx.Tracer):
 
     def conversion_refusal(self, what: str) -> TraceError:
         """For an attempt to make a Python number of a traced value."""
-        return self.refusal(
+        return self._value_refusal(
             "values that stay traced",
             f"{what} of one",
             "Use operators, torch.* or math.* (on scalars, written as `math.sqrt`).",
         )
 
     def _unknown(self, name: str) -> TraceError:
-        close = difflib.get_close_matches(name, SPELLINGS, n=1, cutoff=0.0)
-        action = ADVICE.get(name, f"The nearest operation there is: {close[0]!r}.")
+        close = difflib.get_close_matches(name, SPELLINGS, n=1, cutoff=0.6)
+        known = f"Did you mean {close[0]!r}?" if close else OPERATIONS
+        action = ADVICE.get(name, known)
         return self.refusal("an operation of the op table", repr(name), action)
-
-
-def _is_users(file: str) -> bool:
-    return not file.startswith(_OUR_FILES) and not file.startswith("<frozen")
-
-
-def _place() -> _Place | None:
-    """The innermost line that is neither torch's nor the compiler's."""
-    frame = inspect.currentframe()
-    while frame is not None and not _is_users(frame.f_code.co_filename):
-        frame = frame.f_back
-    return (frame.f_code.co_filename, frame.f_lineno) if frame else None

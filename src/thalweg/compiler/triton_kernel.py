@@ -21,7 +21,7 @@ from torch import Tensor
 
 from thalweg.compiler.emit_triton import emit_triton, kernel_name, scalar_slots
 from thalweg.compiler.graph import expect_reduction, label_of
-from thalweg.compiler.interpret import program_of
+from thalweg.compiler.interpret import program_for
 from thalweg.compiler.key import KernelKey
 from thalweg.compiler.program import Columns, Program
 from thalweg.compiler.reductions import LANES
@@ -113,9 +113,7 @@ class TritonKernel:
             where, expected = f"kernel of {key.rule.name}", "Triton, to run on a GPU"
             action = 'Install it with pip install "triton>=3.6".'
             raise ImportError(message(where, expected, "none", action))
-        program = program_of(
-            key.rule, key.flags, key.layouts, key.device_scalars, key.shape
-        )
+        program = program_for(key)
         self.key = key
         self.program: Program = program
         self.source = emit_triton(program, key.dtypes, key.mode)

@@ -62,3 +62,34 @@ def test_a_key_that_does_not_fit_is_refused(
     with pytest.raises(error) as caught:
         KernelKey(*arguments)
     assert part in str(caught.value)
+
+
+def stepped(var: Any, m: Any, grad: Any, *, lr: Any, step: Any) -> Any:
+    return var - lr * grad, m + step
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        ({"rounding": ("v",)}, "outputs of the rule; got 'v'"),
+        ({"rounding": ("m",)}, "bfloat16 outputs"),
+        ({"rounding": ("var",), "layouts": ("row",)}, ""),
+        ({"rounding": ("m",), "layouts": ("row",)}, "'m', float32, 'row'"),
+        ({"rounding": ("grad",)}, "outputs of the rule; got 'grad'"),
+    ],
+)
+def test_only_halves_of_the_variables_shape_are_rounded_by_chance(
+    more: Any, part: str
+) -> None:
+    dtypes = (torch.bfloat16, F, F)
+    if not part:
+        assert KernelKey(Rule.of(stepped), (), dtypes, **more).rounding == ("var",)
+        return
+    with pytest.raises(ValueError, match="kernel of stepped") as caught:
+        KernelKey(Rule.of(stepped), (), dtypes, **more)
+    assert part in str(caught.value)
+
+
+def test_a_rule_without_a_step_is_not_rounded_by_chance() -> None:
+    with pytest.raises(ValueError, match="takes 'step'"):
+        KernelKey(RULE, FLAGS, (torch.bfloat16,) * 3, rounding=("var",))

@@ -144,6 +144,14 @@ def _no_keepdim(var: Any, grad: Any, *, lr: Any) -> Any:
     return var - grad.mean(-1)
 
 
+def _view(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var - grad.view(-1)
+
+
+def _far_from_all(var: Any, grad: Any, *, lr: Any) -> Any:
+    return torch.kron(var, grad)
+
+
 def _item(var: Any, grad: Any, *, lr: Any) -> Any:
     return var * lr.item()
 
@@ -157,10 +165,12 @@ def _item(var: Any, grad: Any, *, lr: Any) -> Any:
         (_in_place_operator, ["+=, a change in place", "m_new = m + grad"]),
         (_in_place_method, ["add_(), a change in place"]),
         (_item_assignment, ["an assignment to an element"]),
-        (_unknown_function, ["'cumsum'", "The nearest operation there is: 'sum'"]),
-        (_unknown_method, ["'sqrtt'", "The nearest operation there is: 'sqrt'"]),
+        (_unknown_function, ["'cumsum'", "Did you mean 'sum'?"]),
+        (_unknown_method, ["'sqrtt'", "Did you mean 'sqrt'?"]),
         (_unknown_argument, ["arguments that 'add' takes", "'out'"]),
-        (_matrix_product, ["'matmul'", "`direction`"]),
+        (_matrix_product, ["'matmul'", "before it, in a gradient transformer"]),
+        (_view, ["'view'", "sees its tensors in their own shape"]),
+        (_far_from_all, ["'kron'", "Write it with arithmetic, comparisons"]),
         (_outside_number, ["the outside number 'FACTOR'", "Make it a Hyper"]),
         (_math_on_tensor, ["a tensor for math.sqrt", "Write torch.sqrt"]),
         (_foreign_tensor, ["float32 tensor of shape (1,)", "Pass it as a slot"]),
