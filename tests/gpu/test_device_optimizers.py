@@ -131,6 +131,7 @@ def test_a_captured_optimizer_goes_on_with_the_schedule() -> None:
     assert close(variables, twins)
 
 
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_a_capture_without_steps_on_a_stream_before_is_refused() -> None:
     rate = schedules.ExponentialDecay(0.1, decay_steps=2, decay_rate=0.5)
     optimizer, (_, twins) = tw.optimizers.SGD(rate), both(((8,),))

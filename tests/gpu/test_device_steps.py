@@ -70,7 +70,7 @@ def back(members: Sequence[Member]) -> list[Member]:
 def groups_of(
     members: Sequence[Member], dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[Group, DeviceGroup, list[Member]]:
-    key = members[0].key(dtype, with_shape=False)
+    key = members[0].key(dtype)
     twins, positions = moved(members), list(range(len(members)))
     here = Group(compile_rule(key), members, positions, **options)
     return here, DeviceGroup(key, twins, positions, **options), twins
@@ -314,7 +314,7 @@ def test_a_step_over_more_elements_than_32_bits_can_count() -> None:
     count = 2**31 + 5000
     var, m = (torch.zeros(count, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
     member = Member(Rule.of(momentum), (var, m), (), 0)
-    key = member.key(torch.bfloat16, with_shape=False)
+    key = member.key(torch.bfloat16)
     group = DeviceGroup(key, [member], [0])
     step(group, [torch.ones_like(var)], {"lr": [0.5], "beta": [0.0]})
     for part in (*var.split(2**28), *m.neg().div_(2).split(2**28)):

@@ -16,7 +16,7 @@ import torch
 from thalweg.errors import message
 from thalweg.state import IndexedSlices, Trackable, Variable
 
-__all__ = ["NOT_SCALED", "DynamicLossScale", "Scaling", "scaled"]
+__all__ = ["NOT_SCALED", "DynamicLossScale", "Scaling", "scaled", "times"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Scaling:
     """How the gradients of a step come.
 
     Attributes:
-        factor: What they are multiplied by to undo the loss scale.
+        factor: What they are multiplied by to undo the loss scale; a float64 tensor of
+            shape () where the device keeps the scale.
         unscales: Whether they are; what was of a scaled loss, also by 1.
         skips: Whether a gradient with an inf or NaN leaves the step out.
     """
 
-    factor: float = 1.0
+    factor: float | torch.Tensor = 1.0
     unscales: bool = False
     skips: bool = False
 
@@ -85,33 +86,45 @@ class DynamicLossScale(Trackable):
         count = torch.zeros((), dtype=torch.int64)
         self.dynamic_counter = Variable(count, trainable=False, name="dynamic_counter")
 
-    def update(self, is_finite: bool) -> None:
+    @property
+    def is_on_host(self) -> bool:
+        """Whether reading the scale waits for nothing."""
+        return self.current_loss_scale.is_cpu
+
+    @torch.no_grad()
+    def update(self, is_finite: bool | torch.Tensor) -> None:
         """Take note of a step.
 
         Args:
-            is_finite: Whether its gradients were; the same on every rank.
+            is_finite: Whether its gradients were; the same on every rank. Of a bool of
+                shape () on a device the scale follows there, and nothing waits.
         """
-        count = int(self.dynamic_counter) + 1
-        if is_finite and count < self.growth_steps:
-            self.dynamic_counter.fill_(count)
-            return
-        scale = self.current_loss_scale.detach()
+        held: list[Variable] = [self.current_loss_scale, self.dynamic_counter]
+        if isinstance(is_finite, torch.Tensor):
+            for variable in held:
+                if variable.device != is_finite.device:
+                    variable.data = variable.detach().to(is_finite.device)
+        scale, counter = (variable.detach() for variable in held)
+        is_good = torch.as_tensor(is_finite)
         grown = scale * self.multiplier
+        grown = torch.where(torch.isfinite(grown), grown, scale)
         shrunk = torch.clamp_min(scale / self.multiplier, 1.0)
-        new = (grown if bool(torch.isfinite(grown)) else scale) if is_finite else shrunk
-        self.current_loss_scale.assign(new)
-        self.dynamic_counter.fill_(0)
+        is_due = counter + 1 >= self.growth_steps
+        changed = torch.where(is_good, grown, shrunk)
+        keeps = is_good & ~is_due
+        held[0].copy_(torch.where(keeps, scale, changed))
+        held[1].copy_(torch.where(keeps, counter + 1, 0))
 
 
-def scaled(gradients: Sequence[Any], factor: float) -> list[Any]:
+def scaled(gradients: Sequence[Any], factor: float | torch.Tensor) -> list[Any]:
     """Multiply gradients by a number, in new tensors.
 
     Args:
         gradients: Tensors, `IndexedSlices` or None.
-        factor: The number.
+        factor: The number; a tensor of shape () where the device keeps it.
 
     Returns:
-        New gradients; None stays None.
+        New gradients of the same dtypes; None stays None.
 
     Example:
         >>> scaled([torch.tensor([4.0]), None], 0.5)
@@ -120,12 +133,30 @@ def scaled(gradients: Sequence[Any], factor: float) -> list[Any]:
     return [_scaled(gradient, factor) for gradient in gradients]
 
 
-def _scaled(gradient: Any, factor: float) -> Any:
+def _scaled(gradient: Any, factor: float | torch.Tensor) -> Any:
     if gradient is None:
         return None
     if isinstance(gradient, IndexedSlices):
-        return gradient.with_values(gradient.values * factor)
-    return gradient * factor
+        return gradient.with_values(times(gradient.values, factor))
+    return times(gradient, factor)
+
+
+def times(value: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+    """A tensor times a number, in its own dtype.
+
+    Args:
+        value: The tensor.
+        factor: The number. A tensor of shape () need not fit the dtype: half precision
+            has no room for many a loss scale.
+
+    Returns:
+        The product, rounded once.
+    """
+    if not isinstance(factor, torch.Tensor):
+        return value * factor
+    wide = torch.promote_types(value.dtype, torch.float32)
+    own = factor.to(device=value.device, dtype=wide)
+    return (value.to(wide) * own).to(value.dtype)
 
 
 def _refuse(where: str, expected: str, got: object) -> None:

@@ -37,6 +37,12 @@ class Scope:
         # Scopes that overlap with this one: their tapes may need the same graph.
         self._overlaps: list[weakref.ref[Scope]] = []
 
+    @property
+    def stage(self) -> str:
+        """Whether it is recording, in words."""
+        closed = "used up" if self.is_spent else "not recording"
+        return "recording" if self.is_open else closed
+
     def open(self) -> None:
         """Record, with a new record if the last one is used up.
 

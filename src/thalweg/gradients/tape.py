@@ -61,6 +61,10 @@ class GradientTape:
         self._scope = Scope()
         self._warned = False
 
+    def __repr__(self) -> str:
+        kind = "persistent GradientTape" if self._persistent else "GradientTape"
+        return f"<{kind}, {self._scope.stage}>"
+
     def __enter__(self) -> GradientTape:
         self._scope.open()
         return self

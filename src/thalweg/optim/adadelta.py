@@ -30,7 +30,7 @@ class Adadelta(DropIn, torch.optim.Adadelta):
         eps: >= 0.
         weight_decay: Weight of an L2 penalty, >= 0.
         foreach: Accepted; there is one way to run, which is faster.
-        capturable: Accepted; without effect.
+        capturable: Whether a GPU counts the steps, so that one can be captured.
         maximize: Whether to climb.
         differentiable: Must be False.
         **extras: See `Extras`.

@@ -64,7 +64,7 @@ class Adam(_Adam, torch.optim.Adam):
         amsgrad: Whether to divide by the largest second moment so far.
         foreach: Accepted; there is one way to run, which is faster.
         maximize: Whether to climb.
-        capturable: Accepted; without effect.
+        capturable: Whether a GPU counts the steps, so that one can be captured.
         differentiable: Must be False.
         fused: Accepted, as ``foreach``.
         decoupled_weight_decay: Whether weight decay shrinks the parameter instead.
@@ -129,7 +129,7 @@ class AdamW(_Adam, torch.optim.AdamW):
         amsgrad: Whether to divide by the largest second moment so far.
         maximize: Whether to climb.
         foreach: Accepted; there is one way to run, which is faster.
-        capturable: Accepted; without effect.
+        capturable: Whether a GPU counts the steps, so that one can be captured.
         differentiable: Must be False.
         fused: Accepted, as ``foreach``.
         **extras: See `Extras`.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from thalweg import rules
 from thalweg.optim.formula import Formula, Slot
 from thalweg.optim.groups import adam_numbers, coupled
 from thalweg.optim.optimizer import DropIn, parameters_of
 from thalweg.optim.options import Extras
-from thalweg.rules.ada_max_with_floor import ada_max_with_floor
 
 __all__ = ["Adamax"]
 
@@ -21,7 +21,7 @@ __all__ = ["Adamax"]
 class Adamax(DropIn, torch.optim.Adamax):
     """Adam with the largest gradient in place of the second moment.
 
-    Formula: `thalweg.rules.ada_max_with_floor.ada_max_with_floor`.
+    Formula: `thalweg.rules.ada_max_with_floor`.
 
     Args:
         params: Parameters, groups, (name, parameter) pairs, or a module.
@@ -32,7 +32,7 @@ class Adamax(DropIn, torch.optim.Adamax):
         foreach: Accepted; there is one way to run, which is faster.
         maximize: Whether to climb.
         differentiable: Must be False.
-        capturable: Accepted; without effect.
+        capturable: Whether a GPU counts the steps, so that one can be captured.
         **extras: See `Extras`.
 
     Raises:
@@ -87,7 +87,7 @@ class Adamax(DropIn, torch.optim.Adamax):
     def formula(self, choices: tuple[Any, ...]) -> Formula:
         maximize, decay = choices
         return Formula(
-            *(ada_max_with_floor, _scalars, self.columns[:-1]),
+            *(rules.ada_max_with_floor, _scalars, self.columns[:-1]),
             slots=(Slot("exp_avg"), Slot("exp_inf")),
             maximize=maximize,
             decay=decay,

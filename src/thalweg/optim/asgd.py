@@ -37,7 +37,7 @@ class ASGD(DropIn, torch.optim.ASGD):
         foreach: Accepted; there is one way to run, which is faster.
         maximize: Whether to climb.
         differentiable: Must be False.
-        capturable: Accepted; without effect.
+        capturable: Whether a GPU counts the steps, so that one can be captured.
         **extras: See `Extras`.
 
     Raises:
@@ -111,7 +111,7 @@ class ASGD(DropIn, torch.optim.ASGD):
     ) -> Mapping[str, np.ndarray]:
         rate, step = values["learning_rate"], values["step"]
         fallen = (1 + values["lambd"] * rate * step) ** values["alpha"]
-        weight = 1 / np.maximum(1.0, step - values["t0"])
+        weight = 1 / (step - values["t0"]).clip(1.0)
         return {"step": step, "eta": rate / fallen, "mu": weight}
 
 

@@ -21,11 +21,12 @@ class Status:
     """What a step or scope leaves behind, changed in place.
 
     Attributes:
-        is_applied: Whether the last step was taken.
+        is_applied: Whether the last step was taken; of shape () on the device if that
+            decides.
         is_averaged: Whether parameters hold their averages.
     """
 
-    is_applied: bool = True
+    is_applied: bool | torch.Tensor = True
     is_averaged: bool = False
 
 
@@ -110,3 +111,26 @@ class Described(torch.optim.Optimizer):
         clips = self._options.transforms.columns if folds else ()
         averages = () if self._options.ema_decay is None else (EMA_MOMENTUM,)
         return replace(self.formula(choices), extras=clips + averages)
+
+    def state_keys(self, group: Mapping[str, Any]) -> set[str]:
+        """Keys of the tensors that the state of a group's parameters has."""
+        formula = self.full_formula(self.choices(group), folds=False)
+        return {slot.key for slot in formula.all_slots}
+
+    def possible_keys(self, group: Mapping[str, Any]) -> set[str]:
+        """The same, with those that other options bring; groups change at any time.
+
+        Args:
+            group: A group with all options of the class.
+        """
+        others = {name: _switched(value) for name, value in group.items()}
+        variants = [group, others]
+        variants += [{**group, name: other} for name, other in others.items()]
+        return set().union(*map(self.state_keys, variants))
+
+
+def _switched(value: Any) -> Any:
+    """An option turned on or off; numbers beside 0 and all else stay."""
+    if isinstance(value, bool):
+        return not value
+    return 1.0 if isinstance(value, (int, float)) and value == 0 else value

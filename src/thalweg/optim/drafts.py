@@ -15,6 +15,7 @@ from thalweg.errors import describe, message
 from thalweg.optim.counters import Counters
 from thalweg.optim.described import Described
 from thalweg.optim.formula import Formula, Slot
+from thalweg.optim.rounding import rounding_in
 from thalweg.state import name_of
 from thalweg.step import Member
 
@@ -102,15 +103,18 @@ class Draft:
             has_any = whole.join(has_any.double().reshape(1, 1), largest)
         return not bool(has_any)
 
-    def member(self, optimizer: Described, setting: int) -> Member:
+    def member(
+        self, optimizer: Described, setting: int, label: str | None = None
+    ) -> Member:
         """The parameter and its slots, as a plan takes them.
 
         Args:
             optimizer: Whose rule it is.
             setting: Row of its numbers.
+            label: What it is told apart by, if bfloat16 is rounded by chance.
 
         Raises:
-            ValueError: If a slot has another shape than it must.
+            ValueError: If a slot has another shape than it must, or cannot be rounded.
         """
         where, parameter = type(optimizer).__name__, self.parameter
         slots = self.formula.all_slots
@@ -118,12 +122,17 @@ class Draft:
             self._check_slot(where, slot)
         layouts = tuple(s.layout if parameter.ndim > 1 else "like" for s in slots)
         tensors = (parameter, *(self.state[slot.key] for slot in slots))
+        rounding = None
+        if label is not None:
+            keys = [slot.key for slot in slots]
+            rounding = rounding_in(optimizer, label, parameter, keys, tensors[1:])
         return Member(
             self.formula.bind(optimizer.shape_flags(parameter.shape)),
             tuple(local_tensor(t) for t in tensors),
             layouts if "row" in layouts else (),
             setting,
             whole=whole_of(parameter),
+            rounding=rounding,
         )
 
     def _check_slot(self, where: str, slot: Slot) -> None:

@@ -14,6 +14,7 @@ from thalweg.optim.options import NO_TRANSFORMS, Options
 from thalweg.optim.roster import Kinds
 from thalweg.state import IndexedSlices, as_gradient
 from thalweg.step import Plan, Transforms, refuse_nonfinite
+from thalweg.step.device_kernel import has_device_kernels
 
 __all__ = ["Resolved", "resolve"]
 
@@ -88,7 +89,8 @@ def _without_coo(
                 new[i], sorts[i] = gradient.to_dense(), 1
             else:
                 new[i] = as_gradient(gradient)
-                new[i].check_bounds()
+                if not has_device_kernels(gradient.device):  # which look themselves
+                    new[i].check_bounds()
     return new, tuple(sorts)
 
 

@@ -17,17 +17,13 @@ from thalweg.checkpoint.pieces import piece_of
 from thalweg.distribute import is_distributed
 from thalweg.distribute.row_shards import sharded_rows
 from thalweg.errors import describe, message
+from thalweg.interop.kinds import check_kind
 from thalweg.optim.described import Described
 from thalweg.state import canonical_name
 
 __all__ = ["load_state", "plain_groups"]
 
 _OWN_KEYS = ("params", "param_names")
-_ADDED_BY_TORCH = {
-    *("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"),
-    *("decoupled_weight_decay", "nesterov", "centered", "momentum"),
-}
-"""Options that older state dicts may lack; torch fills them in."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,8 @@ def load_state(
     for hook in list(optimizer._optimizer_load_state_dict_pre_hooks.values()):
         changed = hook(optimizer, saved)
         saved = saved if changed is None else changed
-    _check_options(optimizer, saved["param_groups"])
+    where = f"{type(optimizer).__name__}.load_state_dict"
+    check_kind(where, optimizer, saved["param_groups"], saved["state"])
     match = _match(optimizer, copy.deepcopy(saved["param_groups"]), strict=strict)
     _check_shapes(optimizer, saved["state"], match)
     state = _copied(optimizer, saved["state"], match)
@@ -66,21 +63,6 @@ def load_state(
     optimizer.__setstate__({})
     for hook in list(optimizer._optimizer_load_state_dict_post_hooks.values()):
         hook(optimizer)
-
-
-def _check_options(optimizer: Described, groups: list[dict[str, Any]]) -> None:
-    """Refuse the state of another kind of optimizer: its groups lack numbers."""
-    needed = [key for key in optimizer.defaults if key not in _ADDED_BY_TORCH]
-    missing = [key for key in needed if any(key not in group for group in groups)]
-    if missing:
-        raise ValueError(
-            message(
-                f"{type(optimizer).__name__}.load_state_dict",
-                f"groups with the options {needed}",
-                f"groups without {missing}",
-                "Load the state of an optimizer of the same kind.",
-            )
-        )
 
 
 def plain_groups(saved: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from functools import wraps
 from typing import Any
 
@@ -20,8 +21,10 @@ from thalweg.optim.described import Described, Status
 from thalweg.optim.groups import check_group
 from thalweg.optim.loading import load_state, plain_groups
 from thalweg.optim.options import Extras, Options
+from thalweg.optim.rounding import check_counts, check_group_roundable
 from thalweg.optim.stepping import Stepper
 from thalweg.step import EMA
+from thalweg.step.device_checks import refuse_late_errors
 
 __all__ = ["DropIn", "parameters_of"]
 
@@ -29,7 +32,7 @@ __all__ = ["DropIn", "parameters_of"]
 # torch.compile leaves these to Python: its graph breaks before and goes on behind them.
 # As in torch.optim; `torch.compiler.disable` would load the compiler at import.
 _leave_to_python: Any = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
-_run: Callable[..., bool] = _leave_to_python(Stepper.run)
+_run: Callable[..., bool | torch.Tensor] = _leave_to_python(Stepper.run)
 _load: Callable[..., None] = _leave_to_python(load_state)
 
 
@@ -52,8 +55,10 @@ class DropIn(Described):
 
     def _take(self, extras: Extras) -> None:
         """Check the keywords beside torch's; a constructor does so first."""
-        self._options = Options.checked(type(self).__name__, extras)
+        self._options = Options.checked(type(self), extras)
         self._status = Status()
+        if self._options.stochastic_rounding:
+            check_counts(self)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -76,7 +81,9 @@ class DropIn(Described):
         Raises:
             TypeError: If a parameter is no tensor, or not floating.
             ValueError: If a parameter is in another group, no leaf, or complex; if an
-                option is a keyword of the whole optimizer, as ``max_grad_norm``.
+                option is a keyword of the whole optimizer, as ``max_grad_norm``; if
+                ``slot_dtypes`` names state that the class has not, or if something
+                cannot be rounded by chance that shall be.
             NotImplementedError: If the group asks for ``differentiable``.
         """
         if not hasattr(self, "_options"):
@@ -86,9 +93,25 @@ class DropIn(Described):
         super().add_param_group(param_group)
         try:
             check_group(type(self).__name__, self.param_groups[-1])
+            self._check_state(self.param_groups[-1])
         except (TypeError, ValueError, NotImplementedError):
             self.param_groups.pop()
             raise
+
+    def _check_state(self, group: dict[str, Any]) -> None:
+        """Refuse dtypes of state that a group cannot have."""
+        options = self._options
+        if isinstance(options.slot_dtypes, dict):
+            options.check_slot_names(type(self).__name__, self.possible_keys(group))
+        if options.stochastic_rounding:
+            check_group_roundable(self, group)
+
+    @override
+    def __repr__(self) -> str:
+        own = [f for f in fields(self._options) if f.name in Extras.__annotations__]
+        given = [(f.name, getattr(self._options, f.name), f.default) for f in own]
+        lines = [f"{n}: {value}\n" for n, value, known in given if value != known]
+        return super().__repr__().removesuffix(")") + "".join(lines) + ")"
 
     # -- steps ----------------------------------------------------------------
 
@@ -142,13 +165,18 @@ class DropIn(Described):
         if stepper is None:
             stepper = self.__dict__["_stepper"] = Stepper()
         run = _run if torch.compiler.is_compiling() else Stepper.run
-        self._status.is_applied = run(stepper, self)
+        verdict: Any = run(stepper, self)
+        self._status.is_applied = verdict
         return loss
 
     @property
     def last_step_applied(self) -> bool:
-        """Whether the last step was taken: ``nonfinite="skip"`` leaves some out."""
-        return self._status.is_applied
+        """Whether the last step was taken: ``nonfinite="skip"`` leaves some out.
+
+        Reading it waits for the device where that decides, which it does for
+        parameters on a GPU if all groups are ``capturable``.
+        """
+        return bool(self._status.is_applied)
 
     # -- averages -------------------------------------------------------------
 
@@ -231,6 +259,7 @@ class DropIn(Described):
             named parameters have ``"param_names"``.
         """
         self._refuse_in_scope("saving")
+        refuse_late_errors()
         saved = super().state_dict()
         plain_groups(saved)
         return saved
@@ -261,7 +290,8 @@ class DropIn(Described):
             for p, own in self.state.items()
         }
         held = type(self.state)(dict, state)
-        kept = {"_options": self._options, "_status": self._status}
+        status = replace(self._status, is_applied=self.last_step_applied)
+        kept = {"_options": self._options, "_status": status}
         return {**super().__getstate__(), "state": held, **kept}
 
     @override

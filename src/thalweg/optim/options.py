@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -10,6 +11,7 @@ import torch
 
 from thalweg.errors import message, nearest
 from thalweg.step import NonFinite, Transforms
+from thalweg.step.rounding import checked_rounding
 
 __all__ = ["NO_TRANSFORMS", "Extras", "Options"]
 
@@ -33,6 +35,9 @@ class Extras(TypedDict, total=False):
             has the parameter's dtype, and float32 beside a half-precision one.
         sparse_update: What a sparse gradient does: ``"rows"`` touches the rows it
             names, ``"exact"`` is the dense update with zero rows.
+        stochastic_rounding: Whether bfloat16 parameters and state are rounded up or
+            down by chance, so that updates too small for them are not lost on average.
+        rounding_seed: Seed of that chance, a whole number >= 0; 0 if left out.
     """
 
     max_grad_norm: float | None
@@ -40,6 +45,8 @@ class Extras(TypedDict, total=False):
     nonfinite: NonFinite
     slot_dtypes: str | torch.dtype | Mapping[str, torch.dtype] | None
     sparse_update: SparseUpdate
+    stochastic_rounding: bool
+    rounding_seed: int
 
 
 @dataclass(frozen=True)
@@ -52,27 +59,30 @@ class Options:
     slot_dtypes: str | torch.dtype | dict[str, torch.dtype] | None = None
     sparse_update: SparseUpdate = "rows"
     transforms: Transforms = NO_TRANSFORMS
+    stochastic_rounding: bool = False
+    rounding_seed: int = 0
 
     @classmethod
-    def checked(cls, where: str, extras: Mapping[str, Any]) -> Options:
+    def checked(cls, owner: type, extras: Mapping[str, Any]) -> Options:
         """Check keywords.
 
         Args:
-            where: Name of the optimizer, for messages.
+            owner: Class of the optimizer, whose name is in messages.
             extras: The keywords.
 
         Returns:
             The options.
 
         Raises:
-            TypeError: If a keyword is unknown.
+            TypeError: If a keyword is unknown, or ``stochastic_rounding`` no bool.
             ValueError: If a value is out of range.
         """
-        known = list(Extras.__annotations__)
+        where = owner.__name__
         for name in extras:
-            if name not in known:
+            if name not in Extras.__annotations__:
+                action = nearest(name, _keywords_of(owner))
                 raise TypeError(
-                    message(where, "torch's keywords", repr(name), nearest(name, known))
+                    message(where, "one of its keywords", repr(name), action)
                 )
         norm, decay = extras.get("max_grad_norm"), extras.get("ema_decay")
         if norm is not None and not norm > 0:
@@ -91,6 +101,11 @@ class Options:
             _checked_dtypes(where, extras.get("slot_dtypes")),
             sparse,
             NO_TRANSFORMS if transforms == NO_TRANSFORMS else transforms,
+            *checked_rounding(
+                where,
+                extras.get("stochastic_rounding", False),
+                extras.get("rounding_seed"),
+            ),
         )
 
     def check_slot_names(self, where: str, known: Iterable[str]) -> None:
@@ -124,6 +139,23 @@ class Options:
             return policy[key]
         is_half = parameter in _HALVES and policy != "variable"
         return torch.float32 if is_half else parameter
+
+
+def _keywords_of(owner: type) -> set[str]:
+    """What a class's constructor takes: torch's names, and those beside them."""
+    constructors = [
+        inspect.signature(vars(kind)["__init__"]).parameters.values()
+        for kind in owner.__mro__
+        # torch's own constructor may take more than the class here hands on.
+        if "__init__" in vars(kind) and not kind.__module__.startswith("torch.")
+    ]
+    named = {
+        parameter.name
+        for parameters in constructors
+        for parameter in parameters
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    return (named - {"self"}) | Extras.__annotations__.keys()
 
 
 def _checked_dtypes(where: str, policy: Any) -> Any:

@@ -32,7 +32,7 @@ class RAdam(DropIn, torch.optim.RAdam):
         decoupled_weight_decay: Whether weight decay shrinks the parameter instead.
         foreach: Accepted; there is one way to run, which is faster.
         maximize: Whether to climb.
-        capturable: Accepted; without effect.
+        capturable: Whether a GPU counts the steps, so that one can be captured.
         differentiable: Must be False.
         **extras: See `Extras`.
 

@@ -10,6 +10,7 @@ import torch
 
 from thalweg.distribute import local_tensor
 from thalweg.optim.counters import Counters
+from thalweg.optim.device_counts import CounterClock
 from thalweg.optim.formula import PENALTY
 from thalweg.optim.roster import Kinds
 from thalweg.step import STEP, WEIGHT_DECAY, Member, Plan, Transforms
@@ -44,6 +45,9 @@ def partition(
 class Replay:
     """What stays the same while the same parameters get gradients.
 
+    Attributes:
+        clock: Counts their steps, if a device does.
+
     Args:
         where: Name of the optimizer, for messages.
         columns: Names of a group's numbers.
@@ -72,6 +76,7 @@ class Replay:
         self.kinds = kinds
         self.transforms = transforms
         self.plan = plan
+        self.clock: CounterClock | None = None
         self.parameters = parameters
         self.sparse = sparse
         self._columns = tuple(columns)
@@ -111,7 +116,7 @@ class Replay:
 
     def is_partitioned(self, counters: Counters) -> bool:
         """Whether parameters of one row still have the same counters."""
-        if self._follows_itself(counters):
+        if self.clock is not None or self._follows_itself(counters):
             return True
         own = counters.values[:, self._positions]
         shown = counters.values[:, self._representatives][:, self._row_of]
@@ -139,6 +144,9 @@ class Replay:
             if WEIGHT_DECAY in self._numbers:
                 self._numbers[PENALTY] = self._numbers[WEIGHT_DECAY]
         values = dict(self._numbers)
+        if self.clock is not None:  # the device has better numbers
+            nothing = np.zeros(len(self._representatives))
+            return {**values, **dict.fromkeys((*counters.names, STEP), nothing)}
         if self._follows_itself(counters):
             values.update(self._counted)
         else:

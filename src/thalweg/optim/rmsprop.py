@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ __all__ = ["RMSprop"]
 class RMSprop(DropIn, torch.optim.RMSprop):
     """Gradients divided by the root of their mean square.
 
-    Formula: `thalweg.rules.rms_prop_without_momentum` or its centered form, and
-    `thalweg.rules.momentum` behind it where there is momentum.
+    Formula: `thalweg.rules.rms_prop_without_momentum`, with momentum
+    `thalweg.rules.rms_prop_then_momentum`; or the centered form of either.
 
     Args:
         params: Parameters, groups, (name, parameter) pairs, or a module.
@@ -32,7 +32,7 @@ class RMSprop(DropIn, torch.optim.RMSprop):
         weight_decay: Weight of an L2 penalty, >= 0.
         momentum: Decay of the sum of scaled gradients, >= 0.
         centered: Whether the mean gradient is taken off first.
-        capturable: Accepted; without effect.
+        capturable: Whether a GPU counts the steps, so that one can be captured.
         foreach: Accepted; there is one way to run, which is faster.
         maximize: Whether to climb.
         differentiable: Must be False.
@@ -105,92 +105,17 @@ class RMSprop(DropIn, torch.optim.RMSprop):
         rule = {
             (False, False): rules.rms_prop_without_momentum,
             (True, False): rules.centered_rms_prop_without_momentum,
-            (False, True): rms_prop_then_momentum,
-            (True, True): centered_rms_prop_then_momentum,
+            (False, True): rules.rms_prop_then_momentum,
+            (True, True): rules.centered_rms_prop_then_momentum,
         }[centered, has_momentum]
         buffer = (Slot("momentum_buffer"),) if has_momentum else ()
         mean = (Slot("grad_avg"),) if centered else ()
         return Formula(
             *(rule, _scalars, self.columns[:-1]),
-            slots=(Slot("square_avg"), *mean, *buffer),
+            slots=(Slot("square_avg"), *buffer, *mean),
             maximize=maximize,
             decay=decay,
         )
-
-
-def rms_prop_then_momentum(
-    var: Any,
-    rms: Any,
-    mom: Any,
-    grad: Any,
-    *,
-    lr: float,
-    rho: float,
-    epsilon: float,
-    momentum: float,
-) -> Any:
-    """Momentum over gradients divided by the root of their mean square.
-
-    Args:
-        var: Parameter.
-        rms: Mean of squared gradients.
-        mom: Decaying sum of divided gradients.
-        grad: Gradient.
-        lr: Step length.
-        rho: Decay of rms.
-        epsilon: Outside the root.
-        momentum: Decay of mom.
-
-    Returns:
-        (var', rms', mom').
-    """
-    # From 0 and at rate −1 a step ends at the divided gradient itself.
-    origin = cast("Any", 0.0)
-    divided, rms_new = rules.rms_prop_without_momentum(
-        origin, rms, grad, lr=-1.0, rho=rho, epsilon=epsilon
-    )
-    var_new, mom_new = rules.momentum(
-        var, mom, divided, lr=lr, momentum=momentum, use_nesterov=False
-    )
-    return var_new, rms_new, mom_new
-
-
-def centered_rms_prop_then_momentum(  # noqa: PLR0913 - what the formula needs
-    var: Any,
-    rms: Any,
-    mg: Any,
-    mom: Any,
-    grad: Any,
-    *,
-    lr: float,
-    rho: float,
-    epsilon: float,
-    momentum: float,
-) -> Any:
-    """Momentum over gradients divided by the root of their variance.
-
-    Args:
-        var: Parameter.
-        rms: Mean of squared gradients.
-        mg: Mean of gradients.
-        mom: Decaying sum of divided gradients.
-        grad: Gradient.
-        lr: Step length.
-        rho: Decay of rms and mg.
-        epsilon: Outside the root.
-        momentum: Decay of mom.
-
-    Returns:
-        (var', rms', mg', mom').
-    """
-    origin = cast("Any", 0.0)
-    divided, rms_new, mg_new = rules.centered_rms_prop_without_momentum(
-        origin, rms, mg, grad, lr=-1.0, rho=rho, epsilon=epsilon
-    )
-    var_new, mom_new = rules.momentum(
-        var, mom, divided, lr=lr, momentum=momentum, use_nesterov=False
-    )
-    return var_new, rms_new, mg_new, mom_new
 
 
 def _scalars(group: Any, step: Any) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ class Rprop(DropIn, torch.optim.Rprop):
         lr: Length of the first step, >= 0.
         etas: Factors of the length after a turn and without one.
         step_sizes: Bounds of the length.
-        capturable: Accepted; without effect.
+        capturable: Whether a GPU counts the steps, so that one can be captured.
         foreach: Accepted; there is one way to run, which is faster.
         maximize: Whether to climb.
         differentiable: Must be False.

@@ -11,6 +11,14 @@ import torch
 
 from thalweg.distribute import local_tensor
 from thalweg.optim.described import Described
+from thalweg.optim.device_counts import (
+    CounterClock,
+    DeviceCounters,
+    asks_device,
+    counting_device,
+    refuse_unprepared,
+    settings_of,
+)
 from thalweg.optim.drafts import Draft
 from thalweg.optim.gradients import Resolved, resolve
 from thalweg.optim.options import NO_TRANSFORMS
@@ -21,6 +29,7 @@ from thalweg.optim.roster import (
     kinds_of,
     parameters_of_groups,
 )
+from thalweg.optim.rounding import labels_of_groups
 from thalweg.step import Plan, RowUpdate, launch_row_updates
 from thalweg.step.device_clock import refuse_capture
 
@@ -37,20 +46,23 @@ class Stepper:
         self._roster: Roster | None = None
         self._replays: dict[Any, Replay] = {}
         self._last: Replay | None = None
+        self._asked = False
+        self._device: torch.device | None = None
 
-    def run(self, optimizer: Described) -> bool:
+    def run(self, optimizer: Described) -> bool | torch.Tensor:
         """Take a step.
 
         Args:
             optimizer: Whose groups and state are read.
 
         Returns:
-            False if it was left out because of an inf or NaN.
+            False if it was left out because of an inf or NaN; where the device
+            decides, a bool of shape () there.
 
         Raises:
-            RuntimeError: While the current stream is captured as a CUDA graph.
+            RuntimeError: While the current stream is captured as a CUDA graph, if the
+                host counts steps, or if no such step has been taken before.
         """
-        refuse_capture(type(optimizer).__name__, "a step count of torch's")
         groups = optimizer.param_groups
         parameters = parameters_of_groups(groups)
         gradients = gradients_of(parameters)
@@ -59,16 +71,32 @@ class Stepper:
         is_same = roster is not None and (
             roster.has_sizes(groups) if step else roster.fits(groups, parameters)
         )
-        if roster is None or not is_same:
-            roster = Roster(groups, parameters, tuple(optimizer.counters))
-            self._roster, step = roster, None
-            self._forget()
+        asked = asks_device(optimizer)
+        if roster is None or not is_same or asked != self._asked:
+            roster = self._new_roster(optimizer, parameters)
+            self._asked, step = asked, None
+        if self._device is None:
+            refuse_capture(type(optimizer).__name__, "a step")
         if step is None:
             step = resolve(
                 *(gradients, kinds_of(gradients), parameters, optimizer._options),
                 needs_all_rows=optimizer.needs_all_rows,
             )
         return step is not None and self._take(optimizer, roster, step)
+
+    def _new_roster(
+        self, optimizer: Described, parameters: list[torch.Tensor]
+    ) -> Roster:
+        """List the parameters, and find out who counts their steps."""
+        self._device = counting_device(optimizer, parameters)
+        refuse_unprepared(type(optimizer).__name__, self._device)
+        names = tuple(optimizer.counters)
+        self._roster = Roster(optimizer.param_groups, parameters, names)
+        if self._device is not None:
+            counters = DeviceCounters(names, len(parameters), self._device)
+            self._roster.counters = counters
+        self._forget()
+        return self._roster
 
     def _recognized(
         self, parameters: list[torch.Tensor], gradients: list[Any]
@@ -81,15 +109,18 @@ class Stepper:
             return None
         return Resolved(None, gradients, (), last.transforms, is_recognized=True)
 
-    def _take(self, optimizer: Described, roster: Roster, step: Resolved) -> bool:
+    def _take(
+        self, optimizer: Described, roster: Roster, step: Resolved
+    ) -> bool | torch.Tensor:
         """Replay or prepare the step; say whether it was taken."""
-        settings = optimizer.settings()
+        settings = settings_of(optimizer, self._device)
         choices = tuple([chosen for _, chosen in settings])
         if not roster.knows(optimizer.state):
             self._forget()
         key = (step.kinds, step.transforms is NO_TRANSFORMS, choices)
         replay = self._replays.get(key)
         if replay is None or not _is_current(roster, replay, step):
+            refuse_unprepared(type(optimizer).__name__, self._device)
             drafts = _drafts(optimizer, roster, step, choices)
             if not drafts or _is_probe(optimizer, drafts, step):
                 return True
@@ -99,6 +130,9 @@ class Stepper:
         values = replay.values(settings, roster.group_of, roster.counters)
         if not _launch(replay, step, values):
             return False
+        if replay.clock is not None:
+            verdict = replay.clock.was_applied
+            return True if verdict is None else verdict
         replay.advance(roster.counters, optimizer.next_counters(values))
         return True
 
@@ -130,16 +164,19 @@ def _is_current(roster: Roster, replay: Replay, step: Resolved) -> bool:
 
 
 def _launch(replay: Replay, step: Resolved, values: Mapping[str, np.ndarray]) -> bool:
+    if replay.clock is not None:
+        replay.clock.load(values)
     updates = [
         RowUpdate(member, slices, "sum")
         for member, slices in zip(replay.sparse, step.rows, strict=True)
     ]
-    if replay.plan is None:
-        launch_row_updates(updates, values)
-        return True
 
     def update_rows() -> None:
         launch_row_updates(updates, values)
+
+    if replay.plan is None:
+        update_rows() if replay.clock is None else replay.clock.run(update_rows, 0)
+        return True
 
     before = update_rows if updates else None
     return step.transforms.run(replay.plan, step.dense, values, before_run=before)
@@ -191,25 +228,34 @@ def _prepare(
 ) -> Replay:
     """Check everything, make a plan, and put new state in force."""
     positions = np.array([draft.position for draft in drafts])
-    rows = partition(positions, roster.group_of, roster.counters)
+    clock = _clock(optimizer, roster, positions)
+    if clock is None:
+        rows = partition(positions, roster.group_of, roster.counters)
+    else:
+        rows = positions, np.arange(len(positions))
+    labels = labels_of_groups(optimizer)
     members = [
-        draft.member(optimizer, int(row))
+        draft.member(optimizer, int(row), labels[draft.position] if labels else None)
         for draft, row in zip(drafts, rows[1], strict=True)
     ]
     kinds = step.kinds or (1,) * len(roster.parameters)
     is_dense = [kind == 1 for kind in kinds if kind]
     dense = list(compress(members, is_dense))
     where, owns_rows = type(optimizer).__name__, step.transforms.owns_rows
+    plan: Any = Plan(where, dense, step.dense, owns_rows=owns_rows) if dense else None
+    if plan is not None:
+        plan.clock = clock
     replay = Replay(
         columns=optimizer.all_columns(),
         kinds=step.kinds,
         transforms=step.transforms,
         positions=positions,
         rows=rows,
-        plan=Plan(where, dense, step.dense, owns_rows=owns_rows) if dense else None,
+        plan=plan,
         parameters=[draft.parameter for draft in compress(drafts, is_dense)],
         sparse=[m for m, own in zip(members, is_dense, strict=True) if not own],
     )
+    replay.clock = clock
     for draft in drafts:
         draft.commit(optimizer)
     counted = optimizer.counters if optimizer.counts_in_state else ()
@@ -221,3 +267,15 @@ def _prepare(
     replay.watch(watched, roster.counters)
     roster.remember(optimizer.state)
     return replay
+
+
+def _clock(
+    optimizer: Described, roster: Roster, positions: np.ndarray
+) -> CounterClock | None:
+    """What counts the steps of these parameters on a device, if that does."""
+    counters = roster.counters
+    if not isinstance(counters, DeviceCounters):
+        return None
+    decides = optimizer._options.nonfinite == "skip"
+    groups = roster.group_of[positions]
+    return CounterClock(optimizer, counters, positions, groups, decides=decides)

@@ -14,7 +14,7 @@ from thalweg.compiler import Rule
 from thalweg.distribute import local_tensor
 from thalweg.distribute.shards import whole_of
 from thalweg.errors import message
-from thalweg.optimizers.averages import Averages
+from thalweg.optimizers.rounding import StochasticRounding
 from thalweg.optimizers.slots import Entry
 from thalweg.rules import decoupled_weight_decay, scatter_update
 from thalweg.state import IndexedSlices, Variable, handle_of
@@ -32,7 +32,7 @@ from thalweg.step import (
     launch_rows,
 )
 from thalweg.step.compose import ScalarView
-from thalweg.step.device_clock import clock_in_force
+from thalweg.step.device_step import clock_in_force, numbers_of_rest
 
 __all__ = ["RuleApplication"]
 
@@ -41,7 +41,7 @@ KerasSparse = Literal["rows", "sequence", "exact", "decay"]
 or that for the slots, while only touched rows of the variable move."""
 
 
-class RuleApplication(Averages):
+class RuleApplication(StochasticRounding):
     """The part of `Optimizer` that binds a rule to hyperparameters and slots.
 
     Attributes:
@@ -218,10 +218,15 @@ class RuleApplication(Averages):
         if shape_flags:
             flags = {**self.rule_flags(), **shape_flags}
             rule = self._bind(tuple(flags.items()), rule.scalars[:-1])
-        return Member(rule, tensors, layouts, entry.setting, whole=whole)
+        return Member(
+            *(rule, tensors, layouts, entry.setting),
+            whole=whole,
+            rounding=self._rounding_of(entry),
+        )
 
     def _numbers(self, setting: int) -> dict[str, float]:
-        return {name: float(column[setting]) for name, column in self._values.items()}
+        values = numbers_of_rest(self._values)
+        return {name: float(column[setting]) for name, column in values.items()}
 
     # -- the Keras 2 hooks, which a rule serves -------------------------------
 
@@ -245,9 +250,10 @@ class RuleApplication(Averages):
         clock = clock_in_force()
         if clock is not None and not clock.allows_rest():
             return
-        if member.whole is not None and member.reduces_whole:
+        joins_totals = member.whole is not None and member.reduces_whole
+        if joins_totals or member.rounded:
             plan = Plan(self._name, [member], [gradient])
-            plan.load([gradient], self._values)
+            plan.load([gradient], numbers_of_rest(self._values))
             plan.run()
             return
         numbers, tensors = self._numbers(member.setting), (*member.tensors, gradient)

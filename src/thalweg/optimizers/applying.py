@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from typing_extensions import override
 
 from thalweg.compiler import Rule
+from thalweg.gradients.loss_scale import NOT_SCALED
+from thalweg.optimizers.gradient_hooks import GradientHooks
+from thalweg.optimizers.known_numbers import KnownNumbers
 from thalweg.optimizers.one_by_one import Known
 from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.slots import Entry
@@ -41,14 +45,17 @@ class Applying(StepCount):
     _plan_rule: Rule | None
     _replay: SparseReplay | None = None
     _rows_seen: tuple[int, ...] = ()
+    _numbers_known: KnownNumbers | None = None
 
-    def _recognized(self, pairs: Sequence[Any]) -> Known | None:
+    def _recognized(self, pairs: list[Any]) -> Known | None:
         """Gradients and variables of these pairs, if a step of their kind is known."""
         known = self._replay
         if known is None:
             known = self._recognition if self._plan is None else self._plan.recognition
         if known is None or len(pairs) != len(known.variables):
             return None
+        if self._replay is not None:
+            self._replay.take_slices(pairs)
         try:
             gradients, variables = zip(*pairs, strict=True)
         except (TypeError, ValueError):
@@ -62,32 +69,73 @@ class Applying(StepCount):
         """Update the variables of all pairs, and count the step if it was taken."""
         self._refuse_in_scope("a step")
         extended = self._extended()
-        self._values = self.values_in_force()
-        self.last_step_applied = False
+        # Straight into the table: attributes of an optimizer are looked at when set.
+        self.__dict__.update(_values=self.values_in_force(), _is_applied=False)
         if self._applies_by_hand or not extended.has_default_update:
             self._apply_one_by_one(extended, pairs, batch)
         elif not self._apply_planned(extended, pairs, transforms, batch):
             return self.iterations
-        self._finish([variable for _, variable in pairs])
+        self._finish(pairs)
         return self.iterations
 
-    def _finish(self, variables: Sequence[torch.Tensor]) -> None:
+    def _finish(self, pairs: Pairs) -> None:
         """What follows the update: averages written back, constraints, the count."""
-        is_overwritten = self._overwrite_by_averages(variables)
-        if self._constrain(variables) or is_overwritten:
-            self._refresh_copies(variables)
-        self._advance_states()
+        overwrites = self._settings.ema_overwrite_frequency is not None
+        if overwrites or self._states or has_constraints():
+            variables = [variable for _, variable in pairs]
+            is_overwritten = self._overwrite_by_averages(variables)
+            if self._constrain(variables) or is_overwritten:
+                self._refresh_copies(variables)
+            self._advance_states()
         self._count_step()
+
+    # -- what the step before has found ---------------------------------------
+
+    @override
+    def values_in_force(self) -> dict[str, np.ndarray]:
+        numbers, hyper, table = self._numbers_known, self._hyper, self._table
+        if numbers is None:
+            numbers = self._numbers_known = KnownNumbers()
+        if self._clocks or self._states or not numbers.holds_count(self.iterations):
+            return super().values_in_force()
+        columns = numbers.columns(hyper, table)
+        if columns is None:
+            columns = super().values_in_force()
+            numbers.remember(hyper, table, columns)
+        return columns
+
+    @override
+    def _count_step(self) -> None:
+        numbers = self._numbers_known
+        if self._clocks or not (numbers and numbers.holds_count(self.iterations)):
+            super()._count_step()
+            return
+        numbers.count_step()
+        self.__dict__["_is_applied"] = True
 
     # -- by a plan ------------------------------------------------------------
 
     @override
     def _folded_transforms(self, pairs: Pairs) -> Transforms | None:
+        if self._leaves_gradients:
+            return NO_TRANSFORMS
         transforms = super()._folded_transforms(pairs)
         if transforms is None or transforms == NO_TRANSFORMS:
             return transforms
         is_planned = self._extended().has_default_update and not self._applies_by_hand
         return transforms if is_planned else None
+
+    @property
+    def _leaves_gradients(self) -> bool:
+        """Whether it is plain at once that gradients are taken as they are."""
+        hook = type(self)._transform_gradients
+        return (
+            not self._clips
+            and self._scaling is NOT_SCALED
+            and self._settings.nonfinite == "off"
+            and not self.gradient_transformers
+            and hook is GradientHooks._transform_gradients
+        )
 
     def _apply_planned(
         self,
@@ -106,6 +154,7 @@ class Applying(StepCount):
                 return applied
         check_pairs(pairs)
         self._check_constraints(pairs)
+        self._check_rows(pairs)
         located = self._locate(extended, pairs)
         dense = [x for x in located if not isinstance(x[2], IndexedSlices)]
         sparse = [x for x in located if isinstance(x[2], IndexedSlices)]
@@ -200,6 +249,7 @@ class Applying(StepCount):
         has_any = False
         for variable in map(as_variable, variables):
             if variable.constraint is not None:
-                variable.assign(variable.constraint(variable.value().detach()))
+                old = variable.value().detach()
+                variable.assign(self._where_applied(variable.constraint(old), old))
                 has_any = True
         return has_any

@@ -29,8 +29,11 @@ class Averages(SlotTable):
     _averages_in_use: bool = False
 
     def _construct_averages(self, options: Mapping[str, Any]) -> None:
-        momentum = options.get("ema_momentum")
-        if options.get("use_ema"):
+        momentum, use_ema = options.get("ema_momentum"), options.get("use_ema")
+        if use_ema is not None and not isinstance(use_ema, bool):
+            where, action = f"{type(self).__name__}: use_ema", "Pass True or False."
+            raise TypeError(message(where, "a bool", repr(use_ema), action))
+        if use_ema:
             self._set_hyper(EMA_MOMENTUM, 0.99 if momentum is None else momentum)
         elif "use_ema" not in options and (
             momentum is not None or self._settings.ema_overwrite_frequency is not None
@@ -156,11 +159,22 @@ class Averages(SlotTable):
     def _overwrite_by_averages(self, variables: Sequence[torch.Tensor]) -> bool:
         """Every so many steps a variable becomes its average; say whether it did."""
         frequency = self._settings.ema_overwrite_frequency
-        if frequency is None or (int(self.iterations) + 1) % frequency:
+        if frequency is None:
             return False
-        entries = [self._entry(variable) for variable in variables]
-        _copy_all(entries, [e.slots[EMA] for e in entries])
-        return True
+        is_due, entries = self._is_due(frequency), list(map(self._entry, variables))
+        if isinstance(is_due, torch.Tensor):
+            _copy_where(is_due, entries)
+        elif is_due:
+            _copy_all(entries, [e.slots[EMA] for e in entries])
+        return is_due is not False
+
+    def _is_due(self, frequency: int) -> bool | torch.Tensor:
+        """Whether the step under way is a multiple of so many.
+
+        Returns:
+            Where the device knows it, a bool of shape () there.
+        """
+        return (int(self.iterations) + 1) % frequency == 0
 
     def _refresh_copies(self, variables: Iterable[torch.Tensor]) -> None:
         """Copy variables that something else than their rule has written."""
@@ -184,6 +198,14 @@ class Averages(SlotTable):
             average = local_tensor(entry.slots[EMA])
             momentum = {"momentum": numbers[EMA_MOMENTUM]}
             launch_dense(Rule.of(moving_average), {}, [average, var], momentum)
+
+
+@torch.no_grad()
+def _copy_where(is_due: torch.Tensor, entries: Sequence[Entry]) -> None:
+    """Variables become their averages if the device says so; nothing waits."""
+    for entry in entries:
+        var, average = map(local_tensor, (entry.variable, entry.slots[EMA]))
+        var.copy_(torch.where(is_due, average.to(var.dtype), var))
 
 
 @torch.no_grad()

@@ -78,6 +78,13 @@ class Hyper:
         self.takes_none = takes_none
         self.name = "hyperparameter"
 
+    def __repr__(self) -> str:
+        parts = [] if self.is_required else [f"default={self.default!r}"]
+        bounds = {"low": self.low, "high": self.high, "below": self.below}
+        parts += [f"{n}={bound!r}" for n, bound in bounds.items() if bound is not None]
+        parts += ["takes_none=True"] if self.takes_none else []
+        return f"Hyper({', '.join(parts)})"
+
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
@@ -165,6 +172,9 @@ class Flag:
         self.default = default
         self.name = "flag"
 
+    def __repr__(self) -> str:
+        return f"Flag(default={self.default!r})"
+
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
@@ -218,6 +228,12 @@ class Slot:
     dtype: torch.dtype | None = None
     when: str | None = None
     name: str | None = None
+
+    def shape_beside(self, variable: torch.Tensor) -> tuple[int, ...]:
+        """The shape of this slot of a variable."""
+        if self.shape == "row":
+            return tuple(variable.shape[:1]) + (1,) * (variable.ndim - 1)
+        return () if self.shape == "scalar" else tuple(variable.shape)
 
 
 @dataclass(frozen=True)

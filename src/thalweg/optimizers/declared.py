@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from thalweg.compiler.rule import Rule
-from thalweg.errors import message
+from thalweg.errors import describe, message, nearest
 from thalweg.optimizers.declarations import (
     Flag,
     Hyper,
@@ -15,11 +17,13 @@ from thalweg.optimizers.declarations import (
     State,
     declared_of,
 )
+from thalweg.step import EMA, LOW_PRECISION_COPY
 
 __all__ = ["Declared"]
 
 Pairs = list[tuple[Any, Any]]
 _STEP = "step"
+_SLOTS_OF_OPTIONS = (EMA, LOW_PRECISION_COPY, "gradient_accumulator")
 
 
 class Declared:
@@ -62,17 +66,36 @@ def _write_constructor(cls: type[Declared]) -> None:
             raise TypeError(f"{cls.__name__}: {error}. It takes {signature}.") from None
         bound.apply_defaults()
         values = dict(bound.arguments)
+        _refuse_parameters(cls.__name__, values.get("learning_rate"))
         for name, field in cls._hypers_declared.items():
             if field.takes_none and values[name] is None:
                 values[name] = field.default
         values.pop("self")
         self._construct(cls, values.pop("name"), values.pop("options"), values)
+        if not self._applies_by_hand:  # such a class may make others in a step
+            known = {*self._slots_declared, *_SLOTS_OF_OPTIONS}
+            self._settings.check_slot_names(type(self).__name__, known)
 
     construct.__signature__ = signature  # type: ignore[attr-defined]
     construct.__name__ = "__init__"
     construct.__qualname__ = f"{cls.__qualname__}.__init__"
     construct.__doc__ = f"Make a new `{cls.__name__}`."
     cls.__init__ = construct  # type: ignore[method-assign]
+
+
+def _refuse_parameters(where: str, rate: Any) -> None:
+    """Refuse what torch's optimizers are given first; ``lr=`` would hide it."""
+    if isinstance(rate, (torch.nn.Module, Iterator, list, tuple)):
+        raise TypeError(
+            message(
+                f"{where}: learning_rate",
+                "a number, a LearningRateSchedule or a callable",
+                describe(rate),
+                "Variables are handed to minimize or apply_gradients, or to "
+                "Model.fit; an optimizer over parameters, as torch has it, is in "
+                "thalweg.optim.",
+            )
+        )
 
 
 def _constructor_signature(cls: type[Declared]) -> inspect.Signature:
@@ -110,16 +133,23 @@ def _check_update(cls: type[Declared], update: Any) -> None:
                 "Put @staticmethod in front of it: a rule knows no optimizer.",
             )
         )
-    if "scalars" in vars(cls):
-        return  # the class maps hyperparameters to the rule's arguments itself
-    rule = Rule.of(update.__func__, cls._flags_declared)
-    if list(rule.slots) != list(cls._slots_declared):
+    if "scalars" not in vars(cls):  # else it maps hyperparameters by itself
+        _check_arguments(cls, update.__func__)
+
+
+def _check_arguments(cls: type[Declared], function: Any) -> None:
+    """Refuse arguments that the class did not declare, or has in another order."""
+    rule = Rule.of(function, cls._flags_declared)
+    slots = list(cls._slots_declared)
+    if list(rule.slots) != slots:
+        order = ", ".join(["var", *slots, "grad", "*", *cls._hypers_declared])
         raise TypeError(
             message(
                 f"{cls.__name__}.update",
-                f"the slots {list(cls._slots_declared)} between variable and gradient",
+                f"the slots {slots} between variable and gradient",
                 str(list(rule.slots)),
-                "Name the arguments as the slots, in the order of declaration.",
+                "Name the arguments as the slots, in the order of declaration, and "
+                f"put numbers behind a star: update({order}).",
             )
         )
     known = {*cls._hypers_declared, *cls._flags_declared, *cls._states_declared, _STEP}
@@ -130,6 +160,17 @@ def _check_update(cls: type[Declared], update: Any) -> None:
                 f"{cls.__name__}.update",
                 f"keyword arguments among {sorted(known)}",
                 str(unknown),
-                "Declare each as a tw.Hyper or a tw.Flag.",
+                _advice(cls, unknown[0], known),
             )
         )
+
+
+def _advice(cls: type[Declared], name: str, known: set[str]) -> str:
+    value = getattr(cls, name, None)
+    if isinstance(value, bool):
+        return f"Declare it: {name}: tw.Flag = tw.Flag(default={value!r})."
+    if isinstance(value, (int, float)):
+        return f"Declare it: {name}: tw.Hyper = tw.Hyper(default={value!r})."
+    question = nearest(name, known).partition(" Known")[0]
+    hint = f"{question} " if question.startswith("Did") else ""
+    return f"{hint}Declare each as a tw.Hyper or a tw.Flag."

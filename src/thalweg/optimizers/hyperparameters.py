@@ -17,6 +17,7 @@ from thalweg.optimizers.declarations import Hyper
 from thalweg.optimizers.declared import Declared
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
+from thalweg.optimizers.torch_formula import TORCH_FORMULA
 from thalweg.state import Variable
 from thalweg.step import EMA_MOMENTUM, STEP
 
@@ -56,10 +57,9 @@ class HyperparameterAccess(Declared):
                 return self.hyper_in_force(key)
             if key == "weight_decay":
                 return None
-            known = [n for n in (*hyper, *dir(type(self))) if not n.startswith("_")]
             raise AttributeError(
-                f"{type(self).__name__} has no attribute {name!r}. "
-                + ("" if name.startswith("_") else nearest(name, known))
+                f"{type(self).__name__} has no attribute {name!r}."
+                + ("" if name.startswith("_") else self._advice_on(name))
             )
 
     if not TYPE_CHECKING:  # a type checker shall reject wrong names
@@ -73,8 +73,30 @@ class HyperparameterAccess(Declared):
             else:
                 super().__setattr__(name, value)
 
+    def _advice_on(self, name: str) -> str:
+        if hasattr(torch.optim.Optimizer, name) or name in ("param_groups", "state"):
+            return (
+                " It is a name of torch's optimizers; tw.as_torch(optimizer, model) "
+                "has them, and this one is used through minimize or apply_gradients."
+            )
+        known = [n for n in dir(self) if not n.startswith("_")]
+        question = nearest(name, known)
+        return f" {question}" if question.startswith("Did") else ""
+
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self._hyper})
+        return sorted({*super().__dir__(), *self.__dict__.get("_hyper", ())})
+
+    def __repr__(self) -> str:
+        if "_settings" not in self.__dict__:  # its constructor has not come so far
+            return object.__repr__(self)
+        given = {n: self._hyper[n] for n in (*self._hypers_declared, *self._hyper)}
+        given |= {n: f for n, f in self._flags.items() if f}
+        given |= {c: v for c in _CLIPS if (v := getattr(self, c)) is not None}
+        given |= self._settings.get_config()
+        if given.get("decay") == 0.0:
+            del given["decay"]
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in given.items())
+        return f"{type(self).__name__}({shown})"
 
     @property
     def iterations(self) -> Variable:
@@ -259,6 +281,14 @@ class HyperparameterAccess(Declared):
             **self._flags,
         }
 
+    @property
+    def hyperparameters_added_later(self) -> Mapping[str, bool]:
+        """Switches that older versions did not have, as those acted.
+
+        A checkpoint holds them only where they stand otherwise.
+        """
+        return {TORCH_FORMULA: False} if TORCH_FORMULA in self._flags else {}
+
     def restore_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Take back what `hyperparameters` gave.
 
@@ -266,6 +296,7 @@ class HyperparameterAccess(Declared):
             values: Numbers, bools and schedule dictionaries by name.
 
         Raises:
+            TypeError: If a flag is neither True nor False.
             ValueError: If a name is unknown or a value out of bounds; nothing is
                 changed then.
         """
@@ -283,18 +314,25 @@ class HyperparameterAccess(Declared):
         try:
             for name, value in values.items():
                 self._restore_one(name, value)
-        except (TypeError, ValueError):
+        except Exception:
             self._hyper, self._flags = kept
             raise
 
     def _restore_one(self, name: str, value: Any) -> None:
         if name in self._flags:
-            self._flags[name] = bool(value)
+            self._flags_declared[name].__set__(self, value)  # checks it
             return
         current = self._hyper[name]
         if callable(current) and not isinstance(value, Mapping):
             return  # an own function cannot be saved; the number it gave is no match
         self._set_hyper(name, value)
+
+
+def _shown(value: Any) -> str:
+    """A hyperparameter or option as its constructor would be given it."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.item():g}"
+    return getattr(value, "__qualname__", None) or repr(value)
 
 
 def warn_lr_is_deprecated() -> None:

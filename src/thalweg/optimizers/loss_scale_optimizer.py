@@ -15,6 +15,7 @@ from thalweg.gradients.loss_scale import (
     DynamicLossScale,
     Scaling,
     scaled,
+    times,
 )
 from thalweg.optimizers import registry
 from thalweg.optimizers.gradient_hooks import GradientHooks
@@ -53,6 +54,11 @@ class LossScaleOptimizer(Trackable):
     replicas, changes no variable and no slot, counts as one of `iterations`, and halves
     the scale; ``dynamic_growth_steps`` steps without one double it. With
     ``gradient_accumulation_steps`` such a step is a whole cycle.
+
+    On a GPU the device finds that out, leaves the step out and changes the scale, which
+    lies there from the first step on: no step waits, and one can be part of a CUDA
+    graph. With ``gradient_accumulation_steps``, or where a class updates variables by
+    hand, the host decides, and waits for what it needs to know.
 
     Attributes that are not named here are those of the inner optimizer.
 
@@ -106,6 +112,12 @@ class LossScaleOptimizer(Trackable):
         untracked: Any = NoDependency(scale)
         self._scale: DynamicLossScale | float = untracked
 
+    @override
+    def __repr__(self) -> str:
+        inner = self.__dict__.get("inner_optimizer")
+        scale = "" if inner is None else f", loss_scale={float(self.loss_scale):g}"
+        return f"{type(self).__name__}({inner!r}{scale})"
+
     # -- the scale ------------------------------------------------------------
 
     @property
@@ -149,6 +161,9 @@ class LossScaleOptimizer(Trackable):
         """
         if callable(loss) and not isinstance(loss, torch.Tensor):
             return lambda: self.get_scaled_loss(loss())
+        scale = self._scale
+        if isinstance(scale, DynamicLossScale) and not scale.is_on_host:
+            return times(loss, scale.current_loss_scale.detach())
         return loss * float(self.loss_scale)
 
     def get_unscaled_gradients(self, grads: Iterable[Any]) -> list[Any]:
@@ -160,7 +175,18 @@ class LossScaleOptimizer(Trackable):
         Returns:
             New gradients.
         """
-        return scaled(list(grads), 1.0 / float(self.loss_scale))
+        return scaled(list(grads), self._factor())
+
+    def _factor(self) -> float | torch.Tensor:
+        """What gradients of a scaled loss are multiplied by."""
+        scale = self._scale
+        if (
+            isinstance(scale, DynamicLossScale)
+            and not scale.is_on_host
+            and self.inner_optimizer._sums is None  # sums take the host's number
+        ):
+            return 1.0 / scale.current_loss_scale.detach().double()
+        return 1.0 / float(self.loss_scale)
 
     # -- steps ----------------------------------------------------------------
 
@@ -193,7 +219,7 @@ class LossScaleOptimizer(Trackable):
             larger = self.get_scaled_loss(loss)
         inner: Any = self.inner_optimizer
         pairs = inner._compute_gradients(larger, var_list, grad_loss, tape)
-        factor = 1.0 / float(self.loss_scale)
+        factor = self._factor()
         if not self._can_fold():
             gradients = scaled([g for g, _ in pairs], factor)
             pairs = list(zip(gradients, (v for _, v in pairs), strict=True))
@@ -236,7 +262,7 @@ class LossScaleOptimizer(Trackable):
         inner: Any = self.inner_optimizer
         if not pairs:
             return inner.iterations
-        if self.dynamic:
+        if isinstance(self._scale, DynamicLossScale) and self._scale.is_on_host:
             refuse_capture(type(self).__name__, "a dynamic loss scale")
         inner._scaling = scaling
         try:
@@ -244,8 +270,10 @@ class LossScaleOptimizer(Trackable):
         finally:
             inner._scaling = NOT_SCALED
         if isinstance(self._scale, DynamicLossScale) and not inner.is_in_cycle:
-            self._scale.update(inner.last_step_applied)
-            if not inner.last_step_applied:
+            verdict = inner._is_applied
+            accumulates = inner._sums is not None
+            self._scale.update(bool(verdict) if accumulates else verdict)
+            if verdict is False:  # a device counts such a step by itself
                 inner.iterations.add_(1)
         return inner.iterations
 
@@ -321,6 +349,10 @@ def _check(
     where = "LossScaleOptimizer"
     if not isinstance(inner, Optimizer):
         action = "A loss scale goes around an optimizer, once."
+        if isinstance(inner, torch.optim.Optimizer):
+            action = "One of torch's interface takes torch.amp.GradScaler instead."
+        elif isinstance(inner, (str, type)):
+            action = "Pass an optimizer, such as tw.optimizers.Adam()."
         raise TypeError(message(where, "an Optimizer", describe(inner), action))
     if not isinstance(dynamic, bool):
         action = "Pass initial_scale=… for the number."

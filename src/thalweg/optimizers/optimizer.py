@@ -33,8 +33,12 @@ _OPTIONS = (
     *("per_variable", "gradient_aggregator", "gradient_transformers"),
     *("sparse_update", "slot_dtypes", "low_precision_copy", "nonfinite"),
     *("use_ema", "ema_momentum", "ema_overwrite_frequency"),
-    "gradient_accumulation_steps",
+    *("gradient_accumulation_steps", "stochastic_rounding", "rounding_seed"),
 )
+
+
+_COUNTS = ("ema_overwrite_frequency", "gradient_accumulation_steps", "rounding_seed")
+"""Options whose numbers `Settings` checks."""
 
 
 class Optimizer(Inspection):
@@ -67,10 +71,14 @@ class Optimizer(Inspection):
             variable's dtype; ``"variable"``: always that; or slot name to dtype.
         gradient_accumulation_steps: N >= 2: the mean of N gradients is applied in
             every N-th call of `apply_gradients`; the others only add theirs to a sum.
+        stochastic_rounding: Whether bfloat16 variables and slots are rounded up or
+            down by chance, so that no update is too small to be seen on average.
+        rounding_seed: Seed of that chance, 0 by default.
 
     Raises:
         TypeError: For an unknown keyword, or a value of the wrong kind.
-        ValueError: For a negative or NaN option, or two clip norms.
+        ValueError: For a negative or NaN option, two clip norms, a seed without
+            ``stochastic_rounding``, or that for a class that updates by hand.
 
     Example:
         >>> class Descent(tw.Optimizer):
@@ -109,6 +117,8 @@ class Optimizer(Inspection):
         ema_momentum: InitVar[float | None] = None
         ema_overwrite_frequency: InitVar[int | None] = None
         gradient_accumulation_steps: InitVar[int | None] = None  # pyright: ignore[reportIncompatibleMethodOverride] - a field here
+        stochastic_rounding: InitVar[bool] = False
+        rounding_seed: InitVar[int | None] = None
 
     def __init__(self, name: str | None = None, **options: Any) -> None:
         where = type(self).__name__
@@ -121,6 +131,7 @@ class Optimizer(Inspection):
             "_shards",
             "_values",
             "_bound",
+            "_labels",
         ):
             set_plain(attribute, {})
         self._flags.update({n: f.default for n, f in self._flags_declared.items()})
@@ -132,6 +143,8 @@ class Optimizer(Inspection):
         self._table = ScalarTable()
         self._states: dict[str, Variable] = {}
         self._settings = Settings.checked(where, options, self._hypers_declared)
+        if self._settings.stochastic_rounding and self._applies_by_hand:
+            self._refuse_rounding(where)
         self._construct_gradient_options(options)
         self._construct_averages(options)
         self._construct_accumulation()
@@ -163,10 +176,21 @@ class Optimizer(Inspection):
                     f"{where}: Unexpected keyword argument passed to optimizer: {key}. "
                     + nearest(key, (*self._hypers_declared, *_OPTIONS))
                 )
-            if isinstance(value, (int, float)) and not value >= 0:
+            is_number = isinstance(value, (int, float)) and key not in _COUNTS
+            if is_number and not value >= 0:
                 raise ValueError(f"{where}: Expected {key} >= 0, received: {value}")
         if options.get("lr") is not None:
             warn_lr_is_deprecated()
+
+    def _refuse_rounding(self, where: str) -> None:
+        raise ValueError(
+            message(
+                f"{where}: stochastic_rounding",
+                "a class whose `update` is a rule",
+                "one that overrides `_resource_apply_dense`",
+                "Write the formula as a static method `update`.",
+            )
+        )
 
     # -- gradients ------------------------------------------------------------
 
@@ -311,17 +335,24 @@ class Optimizer(Inspection):
         state = dict(self.__dict__)
         for attribute in _NOT_COPIED:
             state.pop(attribute, None)
-        entries = state.pop("_entries").values()
-        state["_entries"] = [(entry, name_of(entry.variable)) for entry in entries]
+        if state.pop("_slots_are_at_hand", False):
+            del state["get_slot"]
+        entries, labels = state.pop("_entries").values(), state.pop("_labels")
+        state["_entries"] = [
+            (entry, name_of(entry.variable), labels.get(id(entry.variable)))
+            for entry in entries
+        ]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         entries = state.pop("_entries")
         self.__dict__.update(state, _entries={}, _shards={}, _values={}, _bound={})
-        self.__dict__.update(_strategy=None, _plan=None, _plan_rule=None)
+        self.__dict__.update(_strategy=None, _plan=None, _plan_rule=None, _labels={})
         self.__dict__.update(_recognition=None, _raw_batch=Batch())
-        for entry, name in entries:
+        for entry, name, label in entries:
             self._entries[id(entry.variable)] = entry
+            if label is not None:
+                self._labels[id(entry.variable)] = label
             if name is not None and name_of(entry.variable) is None:
                 set_name(entry.variable, name)
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from thalweg.errors import describe, message
-from thalweg.optimizers.slots import check_variable
+from thalweg.optimizers.variables import check_variable
 from thalweg.state import IndexedSlices, as_gradient, handle_of, name_of
+from thalweg.step.device_rows import kernels_check_rows
 
 __all__ = ["Pairs", "check_pairs", "filter_none", "take_pairs"]
 
@@ -28,7 +29,8 @@ def take_pairs(grads_and_vars: Iterable[Any]) -> Pairs:
         gradients as `IndexedSlices`.
 
     Raises:
-        TypeError: If an entry is no pair, or a variable no tensor.
+        TypeError: If an entry is no pair, is one the wrong way round, or a variable is
+            no tensor.
         ValueError: If a variable is integer or complex, or occurs twice.
     """
     pairs: Pairs = []
@@ -40,6 +42,15 @@ def take_pairs(grads_and_vars: Iterable[Any]) -> Pairs:
                     "apply_gradients",
                     "(gradient, variable) pairs",
                     describe(entry),
+                    "Pass zip(gradients, variables).",
+                )
+            )
+        if _is_swapped(*entry):
+            raise TypeError(
+                message(
+                    "apply_gradients",
+                    "(gradient, variable) pairs, the gradient first",
+                    f"({_called(entry[0])}, {describe(entry[1])})",
                     "Pass zip(gradients, variables).",
                 )
             )
@@ -102,7 +113,8 @@ def check_pairs(pairs: Pairs) -> None:
 
     Raises:
         TypeError: If a gradient is no tensor.
-        ValueError: If its shape differs or its dtype is not floating.
+        ValueError: If its shape differs, its dtype is not floating, or an index names
+            no row, unless kernels of a device look at the indices.
     """
     for index, (grad, variable) in enumerate(pairs):
         if not isinstance(grad, (torch.Tensor, IndexedSlices)):
@@ -115,6 +127,27 @@ def check_pairs(pairs: Pairs) -> None:
                 )
             )
         _check_gradient(index, grad, variable)
+
+
+def _is_swapped(gradient: Any, variable: Any) -> bool:
+    """Whether a pair is (variable, gradient), where that can be told.
+
+    A gradient may be a parameter, and a variable a plain tensor; both at once is a
+    slip.
+    """
+    return _is_trained(gradient) and not (
+        isinstance(variable, torch.nn.Parameter) or _is_trained(variable)
+    )
+
+
+def _is_trained(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf
+
+
+def _called(variable: torch.Tensor) -> str:
+    name = name_of(variable)
+    kind = "variable" if isinstance(variable, torch.nn.Parameter) else "tensor"
+    return f"the {kind} {name!r}" if name else f"a {kind} that requires a gradient"
 
 
 def _check_gradient(index: int, grad: Any, variable: torch.Tensor) -> None:
@@ -140,7 +173,7 @@ def _check_gradient(index: int, grad: Any, variable: torch.Tensor) -> None:
             f"{tuple(values.shape)}, the variable has {tuple(variable.shape)}. Pass "
             "gradients in the order of the variables they belong to."
         )
-    if isinstance(grad, IndexedSlices):
+    if isinstance(grad, IndexedSlices) and not kernels_check_rows(variable):
         grad.check_bounds(variable.shape[0])
 
 

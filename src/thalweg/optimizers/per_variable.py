@@ -13,6 +13,7 @@ from thalweg.errors import message, nearest
 from thalweg.optimizers.declarations import Hyper, Scale
 from thalweg.state import name_of
 from thalweg.step import LOW_PRECISION_COPY, NonFinite
+from thalweg.step.rounding import checked_rounding
 
 __all__ = ["Override", "Settings", "match_patterns"]
 
@@ -21,6 +22,7 @@ NONFINITE = ("off", "skip", "error")
 _PLAIN = (
     *("sparse_update", "nonfinite"),
     *("ema_overwrite_frequency", "gradient_accumulation_steps"),
+    *("stochastic_rounding", "rounding_seed"),
 )
 
 
@@ -44,6 +46,8 @@ class Settings:
         ema_overwrite_frequency: Steps between two overwrites by averages, or None.
         low_precision_copy: Dtype of a copy of every variable, or None.
         gradient_accumulation_steps: Gradients that are applied together, or None.
+        stochastic_rounding: Whether bfloat16 is rounded by chance.
+        rounding_seed: Seed of that chance.
     """
 
     per_variable: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -53,6 +57,8 @@ class Settings:
     ema_overwrite_frequency: int | None = None
     low_precision_copy: torch.dtype | None = None
     gradient_accumulation_steps: int | None = None
+    stochastic_rounding: bool = False
+    rounding_seed: int = 0
 
     @classmethod
     def checked(
@@ -72,6 +78,8 @@ class Settings:
             ValueError: If a value or name is unknown.
             TypeError: If a table is not a mapping of mappings.
         """
+        names = {"stochastic_rounding": False, "rounding_seed": None}
+        rounding = [options.pop(name, default) for name, default in names.items()]
         return cls(
             _checked_patterns(where, options.pop("per_variable", None), hypers),
             _checked_choice(where, "sparse_update", options, SPARSE_UPDATES),
@@ -80,6 +88,7 @@ class Settings:
             _checked_count(where, "ema_overwrite_frequency", options, least=1),
             _checked_copy(where, options.pop("low_precision_copy", None)),
             _checked_count(where, "gradient_accumulation_steps", options, least=2),
+            *checked_rounding(where, *rounding),
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -119,7 +128,7 @@ class Settings:
                 raise ValueError(
                     message(
                         f"{where}: slot_dtypes",
-                        f"slots among {sorted(names)}",
+                        "the name of a slot",
                         repr(name),
                         nearest(name, names),
                     )
@@ -217,7 +226,7 @@ def _checked_override(
         raise ValueError(
             message(
                 where,
-                f"hyperparameters among {sorted(known)}",
+                "the name of a hyperparameter",
                 repr(name),
                 nearest(name, known),
             )
@@ -249,16 +258,18 @@ def _checked_choice(
 def _checked_count(
     where: str, name: str, options: dict[str, Any], *, least: int
 ) -> int | None:
-    """A whole number of steps, or None."""
+    """A whole number of steps, or None; 0 is Keras 3's word for that."""
     given = options.pop(name, None)
+    if type(given) is int and given == 0 and least > 1:
+        return None
     is_count = isinstance(given, int) and not isinstance(given, bool) and given >= least
     if given is not None and not is_count:
         raise ValueError(
             message(
                 f"{where}: {name}",
-                f"a number of steps >= {least}, or None",
+                f"a whole number of steps >= {least}, or None",
                 repr(given),
-                "Pass one of these.",
+                "Leave it out, or pass such a number.",
             )
         )
     return given

@@ -64,12 +64,15 @@ def get(identifier: Any) -> Optimizer:
         return deserialize({"class_name": identifier, "config": {}})
     if isinstance(identifier, Mapping):
         return deserialize(identifier)
+    action = "For example 'adam'."
+    if isinstance(identifier, type):
+        action = f"Pass what it makes: {identifier.__name__}()."
     raise TypeError(
         message(
             "optimizers.get",
             "a name, a configuration or an optimizer",
             describe(identifier),
-            f"For example {names()[0]!r}.",
+            action,
         )
     )
 
@@ -99,7 +102,8 @@ def deserialize(
         A new optimizer.
 
     Raises:
-        ValueError: If the class name is unknown.
+        ValueError: If the class name is unknown, or that of a wrapper without the
+            optimizer inside.
     """
     own = dict(custom_objects or {})
     name = config["class_name"]
@@ -108,8 +112,12 @@ def deserialize(
     if cls is None:
         known = [*names(), *own]
         raise ValueError(
-            message(
-                "optimizers", f"one of {known}", repr(name), nearest(str(name), known)
-            )
+            message("optimizers", "a known name", repr(name), nearest(name, known))
         )
-    return cls.from_config(config.get("config", {}), own)
+    arguments = config.get("config", {})
+    if cls in wrappers.values() and "inner_optimizer" not in arguments:
+        action = f"Write {cls.__name__}(optimizer)."
+        raise ValueError(
+            message("optimizers", "an optimizer by itself", repr(name), action)
+        )
+    return cls.from_config(arguments, own)

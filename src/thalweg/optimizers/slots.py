@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from thalweg.optimizers.declarations import Slot
 from thalweg.optimizers.hyperparameters import HyperparameterAccess
 from thalweg.optimizers.initial import Initializer, initial_value, new_slot
 from thalweg.optimizers.per_variable import match_patterns
+from thalweg.optimizers.variables import trainable_of, variable_of
 from thalweg.state import (
     Trackable,
     Variable,
@@ -101,8 +102,8 @@ class SlotTable(HyperparameterAccess, Trackable):
         """
         if isinstance(variables, (torch.nn.Module, Trackable)):
             register_names(variables)
-            variables = _trainable(variables)
-        self._create_all_weights([_unnamed(v) for v in variables])
+            variables = trainable_of(variables)
+        self._create_all_weights([variable_of(v) for v in variables])
 
     def _create_all_weights(self, var_list: Sequence[torch.Tensor]) -> None:
         """Make what a step on these variables needs and is not there yet."""
@@ -138,18 +139,25 @@ class SlotTable(HyperparameterAccess, Trackable):
             for variable in var_list:
                 self._add_declared_slot(variable, name, slot)
 
+    def slot_shape(
+        self, slot_name: str, variable: torch.Tensor
+    ) -> tuple[int, ...] | None:
+        """The shape that the rule needs a slot to have; None if it knows no such slot.
+
+        Args:
+            slot_name: Name of the slot.
+            variable: The variable that it belongs to.
+        """
+        declared = self._slots_declared.get(slot_name)
+        return None if declared is None else declared.shape_beside(variable)
+
     def _add_declared_slot(self, variable: torch.Tensor, name: str, slot: Slot) -> None:
-        shapes = {
-            "like": tuple(variable.shape),
-            "row": tuple(variable.shape[:1]) + (1,) * (variable.ndim - 1),
-            "scalar": (),
-        }
         initial: Any = slot.initial
         if initial == "var":
             initial = handle_of(variable).detach()
         elif isinstance(initial, str):
             initial = self.hyper_in_force(initial)
-        self.add_slot(variable, name, initial, shapes[slot.shape])
+        self.add_slot(variable, name, initial, slot.shape_beside(variable))
 
     def add_slot(
         self,
@@ -173,9 +181,20 @@ class SlotTable(HyperparameterAccess, Trackable):
             The slot, a `Variable` on the variable's device and placement.
 
         Raises:
-            ValueError: If the initial value has another shape.
+            ValueError: If the initial value has another shape, or the class's rule
+                needs another one.
         """
         handle = handle_of(var)
+        needed = self.slot_shape(slot_name, handle)
+        if shape is not None and needed not in (None, tuple(shape)):
+            raise ValueError(
+                message(
+                    f"{self._name}: {slot_name!r} of {name_of(handle, 'a variable')}",
+                    f"shape {needed}, which the rule needs",
+                    f"shape {tuple(shape)}",
+                    "Leave the shape out.",
+                )
+            )
         entry = self._entry(handle)
         if slot_name not in self._slot_names:
             self._slot_names.append(slot_name)
@@ -183,7 +202,8 @@ class SlotTable(HyperparameterAccess, Trackable):
             declared = self._slots_declared.get(slot_name, Slot())
             policy = self._settings
             dtype = dtype or policy.slot_dtype(slot_name, declared.dtype, handle.dtype)
-            size = tuple(handle.shape) if shape is None else tuple(shape)
+            default = tuple(handle.shape) if needed is None else needed
+            size = default if shape is None else tuple(shape)
             name = f"{name_of(handle, 'Variable')}/{slot_name}"
             slot = new_slot(handle, name, size, dtype, initializer)
             entry.slots[slot_name] = slot
@@ -354,40 +374,3 @@ class SlotTable(HyperparameterAccess, Trackable):
         with torch.no_grad():
             for own, given in zip(self._weights, arrays, strict=True):
                 own.copy_(given)
-
-
-def _trainable(root: Any) -> Iterable[torch.Tensor]:
-    if isinstance(root, Trackable):
-        return root.trainable_variables
-    return [p for p in root.parameters() if p.requires_grad]
-
-
-def _unnamed(item: Any) -> torch.Tensor:
-    """The variable of an item; a (name, variable) pair makes the name known."""
-    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
-        register_names({item[0]: item[1]})
-        item = item[1]
-    return check_variable("build", item)
-
-
-def check_variable(where: str, variable: Any) -> torch.Tensor:
-    """Refuse what no optimizer can update; give the tensor that is written."""
-    if not isinstance(variable, torch.Tensor):
-        raise TypeError(
-            message(
-                where,
-                "a variable (a tensor or Parameter)",
-                describe(variable),
-                "Pass one.",
-            )
-        )
-    handle = handle_of(variable)
-    if not handle.is_floating_point():
-        advice = (
-            "Optimize torch.view_as_real(variable) instead."
-            if handle.is_complex()
-            else "Only floating variables can be optimized."
-        )
-        got = f"{name_of(handle, 'a variable')}, a {describe(handle)}"
-        raise ValueError(message(where, "a floating variable", got, advice))
-    return handle

@@ -12,8 +12,9 @@ import torch
 from thalweg.compiler import Rule
 from thalweg.optimizers.pairs import Pairs
 from thalweg.optimizers.slots import Entry
-from thalweg.state import IndexedSlices
+from thalweg.state import IndexedSlices, as_gradient
 from thalweg.step import Plan, RowUpdate, Transforms
+from thalweg.step.bulk import Holders
 from thalweg.step.rows import RowPlan
 
 __all__ = ["SparseReplay"]
@@ -53,15 +54,9 @@ class SparseReplay:
         is_sparse = [isinstance(gradient, IndexedSlices) for gradient, _ in pairs]
         self._sparse = [i for i, sparse in enumerate(is_sparse) if sparse]
         self._dense = [i for i, sparse in enumerate(is_sparse) if not sparse]
-        self._settings = [
-            (entries[i], update.member.setting)
-            for i, update in zip(self._sparse, updates, strict=True)
-        ]
-        self._slots = [
-            (entry.slots, name, slot)
-            for entry, _ in self._settings
-            for name, slot in entry.slots.items()
-        ]
+        self._entries = [entries[i] for i in self._sparse]
+        self._settings = [update.member.setting for update in updates]
+        self._slots = Holders(entry.slots for entry in self._entries)
         self._loaded: Sequence[torch.Tensor] = ()
 
     @staticmethod
@@ -71,6 +66,20 @@ class SparseReplay:
             u is not None and u.slices.indices.numel() > 0 and u.has_kernel()
             for u in updates
         )
+
+    def take_slices(self, pairs: list[Any]) -> None:
+        """Put torch's sparse gradients into pairs as `IndexedSlices`, once.
+
+        Args:
+            pairs: As many as variables; anything but a pair is left.
+        """
+        for position in self._sparse:
+            pair = pairs[position]
+            if type(pair) is not tuple or len(pair) != 2:
+                continue
+            gradient = pair[0]
+            if type(gradient) is torch.Tensor and gradient.is_sparse:
+                pairs[position] = as_gradient(gradient), pair[1]
 
     def recognizes(self, variables: Sequence[object], gradients: Sequence[Any]) -> bool:
         """Whether these are the variables, with gradients of the kinds they had.
@@ -94,8 +103,8 @@ class SparseReplay:
         return (
             rule is self._rule
             and (self.plan is None or (self.plan is plan and self.plan.is_in_place()))
-            and all(entry.setting == setting for entry, setting in self._settings)
-            and all(slots.get(name) is slot for slots, name, slot in self._slots)
+            and [entry.setting for entry in self._entries] == self._settings
+            and self._slots.hold_the_same()
             and self._rows.is_in_place()
         )
 

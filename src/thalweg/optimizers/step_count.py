@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,15 @@ from typing_extensions import override
 from thalweg.compiler.triton_tables import is_capturing
 from thalweg.errors import message
 from thalweg.optimizers.hyperparameters import takes_step
-from thalweg.optimizers.one_by_one import OneByOne
+from thalweg.optimizers.one_by_one import Known, OneByOne
 from thalweg.optimizers.pairs import Pairs
-from thalweg.state import IndexedSlices, has_constraints
+from thalweg.state import IndexedSlices
 from thalweg.step import EMA_MOMENTUM, STEP, Plan
+from thalweg.step.compose import ScalarView
+from thalweg.step.device_checks import refuse_late_errors
 from thalweg.step.device_clock import DeviceClock, NumbersOf
 from thalweg.step.device_kernel import has_device_kernels
+from thalweg.step.device_rows import kernels_check_rows
 
 __all__ = ["StepCount"]
 
@@ -89,19 +92,22 @@ class StepCount(OneByOne):
         elif is_stale:
             clock = self._clock_on(device)
         if clock is None or not clock.is_ahead:
+            self._show_states(clock)
             return super().values_in_force()
         if self.iterations._version != clocks.version:
             self._note_version(clocks)
             clock.read()  # somebody else has written it
-        if clock.decides or is_capturing(device):
-            return self._values_at(clock.at_most)  # the device has better numbers
+        if is_capturing(device) or not clock.has_rows_left:
+            # The device has better numbers.
+            values, nothing = self._values_at(clock.at_most), np.zeros(len(self._table))
+            return {**values, **dict.fromkeys(clock.states, nothing)}
         return super().values_in_force()
 
     def _count_step(self) -> None:
         """Count the step that was taken, unless the device has."""
         clocks, clock = self._clocks, self._clock
         self._is_applied = True
-        if clocks is None or clock is None or not clock.is_ahead or not clock.is_over:
+        if clocks is None or clock is None or not _has_counted(clock):
             self.iterations.add_(1)
             return
         clock.is_over = False
@@ -110,6 +116,39 @@ class StepCount(OneByOne):
             self._note_version(clocks)
         if clock.was_applied is not None:
             self._is_applied = clock.was_applied
+
+    @override
+    def _advance_states(self) -> None:
+        clock = self._clock
+        if not self._states or clock is None or not _has_counted(clock):
+            super()._advance_states()
+            self._show_states(clock)
+            return
+        for name, state in clock.states.items():
+            if self._states[name].data_ptr() != state.data_ptr():
+                self._states[name].data = state
+
+    def _show_states(self, clock: DeviceClock | None) -> None:
+        """Let the device know the host's states: it may have to go on with them."""
+        if clock is None or clock.is_ahead or is_capturing(clock.device):
+            return
+        if self._states:
+            clock.follow_states({n: float(s) for n, s in self._states.items()})
+
+    def _states_after(self, scalars: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """The states after a step, from its numbers on the device."""
+        numbers = {name: column[0] for name, column in scalars.items()}
+        known = {**self._flags, **self._numbers(0), **numbers}
+        view: Any = ScalarView(type(self), known)
+        return dict(view.next_states(numbers[STEP]))
+
+    @override
+    def _is_due(self, frequency: int) -> bool | torch.Tensor:
+        clock = self._clock
+        if clock is None or not _has_counted(clock):
+            return super()._is_due(frequency)
+        is_due = clock.iterations % frequency == 0
+        return is_due if clock.was_applied is None else is_due & clock.was_applied
 
     def _run_rows(
         self, clock: DeviceClock | None, update_rows: Callable[[], None]
@@ -153,6 +192,43 @@ class StepCount(OneByOne):
         if self._clocks is not None:
             self._clocks.rows = _rows_of(pairs)
 
+    # -- rows -----------------------------------------------------------------
+
+    def _check_rows(self, pairs: Pairs) -> None:
+        """Refuse wrong indices of sparse gradients that no kernel will look at.
+
+        `check_pairs` leaves those on a device to kernels, which do not wait for it;
+        but what is made dense first they never see.
+        """
+        left = _left_to_kernels(pairs)
+        if not left:
+            return
+        policy, rule = self._settings.sparse_update, self._bound_rule()
+        mode = self.keras_sparse if policy == "keras" else policy
+        for gradient, variable in left:
+            member = self._member(rule, self._entry(variable), variable)
+            if mode in ("exact", "decay") or member.reduces_whole:
+                gradient.check_bounds(variable.shape[0])
+
+    @override
+    def _apply_one_by_one(
+        self, extended: Any, pairs: Pairs, known: Known | None
+    ) -> None:
+        if known is None:
+            for gradient, variable in _left_to_kernels(pairs):
+                gradient.check_bounds(variable.shape[0])  # a hook may use them
+        super()._apply_one_by_one(extended, pairs, known)
+
+    @override
+    def slot_variables(self) -> Iterator[tuple[torch.Tensor, str, Any]]:
+        refuse_late_errors()
+        return super().slot_variables()
+
+    @override
+    def get_weights(self) -> list[np.ndarray]:
+        refuse_late_errors()
+        return super().get_weights()
+
     # -- clocks ---------------------------------------------------------------
 
     def _clock_of(self, tensors: Iterable[torch.Tensor]) -> DeviceClock | None:
@@ -195,13 +271,26 @@ class StepCount(OneByOne):
         is_there = count.device == device and device.type != "cpu"
         if before is not None and before.is_ahead:
             count, is_there = before.iterations, True
-        return DeviceClock(
+        clock = DeviceClock(
             device,
             count if is_there else int(count),
             len(self._table),
             {name: self._numbers_of(name) for name in self._varying()},
             decides=self._can_decide(),
+            counts_all=self._scaling.skips,
         )
+        if self._states:
+            held = {n: s.data for n, s in self._states.items()}
+            kept = before.states if before is not None and before.is_ahead else held
+            are_there = all(v.device == device for v in kept.values())
+            is_host = device.type == "cpu" and kept is held
+            clock.keep(
+                kept
+                if are_there and not is_host
+                else {n: float(v) for n, v in kept.items()},
+                self._states_after,
+            )
+        return clock
 
     def _numbers_of(self, name: str) -> NumbersOf:
         if name in self._table.names or name not in self._hyper:
@@ -230,35 +319,23 @@ class StepCount(OneByOne):
     def _clock_sources(self) -> tuple[Any, ...]:
         names = self._varying()
         values = [(n, self._hyper.get(n)) for n in ("decay", *names)]
-        return self._can_decide(), len(self._table), tuple(values)
+        skips, sizes = self._scaling.skips, len(self._table)
+        return self._can_decide(), skips, sizes, tuple(values)
 
     def _can_decide(self) -> bool:
-        """Whether what follows a step on the host may follow one that is not taken."""
-        return (
-            self._settings.nonfinite == "skip"
-            and not self._scaling.skips
-            and not self._has_host_state
-            and not has_constraints()
-        )
+        """Whether steps may be left out without the host."""
+        return self._settings.nonfinite == "skip" or self._scaling.skips
 
-    @property
-    def _has_host_state(self) -> bool:
-        """Whether a step ends with what the host computes from the count."""
-        has_overwrite = self._settings.ema_overwrite_frequency is not None
-        return bool(self._states_declared) or has_overwrite
+    def _where_applied(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        """What follows a step, or what was there if the device has left it out."""
+        clock = self._clock
+        if clock is None or not _has_counted(clock) or clock.was_applied is None:
+            return new
+        return torch.where(clock.was_applied, new, old)
 
     def _check_capture(self, *, is_stale: bool) -> None:
         """Refuse a capture whose replays would go on with wrong numbers."""
         where = f"capture of a step of {type(self).__name__}"
-        if self._has_host_state:
-            raise RuntimeError(
-                message(
-                    where,
-                    "an optimizer whose numbers follow from the step count",
-                    "one with states or ema_overwrite_frequency, which the host keeps",
-                    "Take its steps outside the graph.",
-                )
-            )
         if is_stale:
             raise RuntimeError(
                 message(
@@ -268,6 +345,20 @@ class StepCount(OneByOne):
                     "Take a step outside the capture first.",
                 )
             )
+
+
+def _has_counted(clock: DeviceClock) -> bool:
+    """Whether the device has counted the step under way."""
+    return clock.is_ahead and clock.is_over
+
+
+def _left_to_kernels(pairs: Pairs) -> list[tuple[IndexedSlices, torch.Tensor]]:
+    """The pairs whose indices `check_pairs` has not looked at."""
+    return [
+        (gradient, variable)
+        for gradient, variable in pairs
+        if isinstance(gradient, IndexedSlices) and kernels_check_rows(variable)
+    ]
 
 
 def _rows_of(pairs: Pairs) -> tuple[int, ...]:

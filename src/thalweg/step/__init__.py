@@ -11,7 +11,7 @@ from thalweg.step.compose import (
     WEIGHT_DECAY,
     bind_rule,
 )
-from thalweg.step.group import Member
+from thalweg.step.group import Member, Rounding
 from thalweg.step.launch import launch_dense, launch_rows
 from thalweg.step.plan import Plan
 from thalweg.step.recognition import Recognition
@@ -31,6 +31,7 @@ __all__ = [
     "NonFinite",
     "Plan",
     "Recognition",
+    "Rounding",
     "RowMode",
     "RowUpdate",
     "Transforms",

@@ -12,7 +12,8 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
-from thalweg.compiler import Rule
+from thalweg.compiler import Rule, results
+from thalweg.compiler.rounding import STEP
 from thalweg.rules import decoupled_weight_decay
 from thalweg.rules.clip import clip_by_value
 from thalweg.rules.moving_average import moving_average
@@ -29,7 +30,6 @@ __all__ = [
     "bind_rule",
 ]
 
-STEP = "step"
 LEARNING_RATE = "learning_rate"
 WEIGHT_DECAY = "weight_decay"
 CLIPVALUE = "clipvalue"
@@ -91,29 +91,28 @@ def bind_rule(
     Returns:
         A rule of the same tensors, whose scalars are the hyperparameters and `STEP`.
     """
-    # Plain names, so that the search for free numbers follows them.
+    # Plain names, so that the search for free numbers follows these two.
     function = rule.function
     scalars_of: ScalarMap = getattr(owner, "scalars")  # noqa: B009 - owner is any class
     wanted, switches = rule.scalars, dict(rule_flags)
 
-    averages, names = EMA_MOMENTUM in hypers, rule.slots
+    averages = EMA_MOMENTUM in hypers
     extras = ((EMA,) if averages else ()) + ((LOW_PRECISION_COPY,) if has_copy else ())
 
     def composed(var: Any, *rest: Any, **values: Any) -> Any:
         view = ScalarView(owner, {**dict(flags), **values})
-        scalars = scalars_of(view, values[STEP])
+        given = scalars_of(view, values[STEP])
         own, added = rest[: -1 - len(extras)], rest[-1 - len(extras) : -1]
         grad = _clipped(rest[-1], values)
         new: Any = function(
             _decayed(var, grad, values),
             *own,
             grad,
-            **{n: scalars[n] for n in wanted},
+            **results.scalars_by_name(owner, wanted, given),
             **switches,
         )
-        if not added:
-            return new
-        outputs = _in_order(new, names)
+        kept = dict(zip(rule.slots, own, strict=True))
+        outputs = results.results_in_order(rule, new, kept)
         if averages:
             momentum = values[EMA_MOMENTUM]
             outputs.append(moving_average(added[0], outputs[0], momentum=momentum))
@@ -128,15 +127,6 @@ def bind_rule(
         scalars=(*hypers, STEP),
         flags=(),
     )
-
-
-def _in_order(new: Any, slots: tuple[str, ...]) -> list[Any]:
-    """What a rule returned as a list; slots may come as a dict by name."""
-    if not slots:
-        return [new]
-    if isinstance(new[1], Mapping):
-        return [new[0], *(new[1][name] for name in slots)]
-    return list(new)
 
 
 def _clipped(grad: Any, values: Mapping[str, Any]) -> Any:

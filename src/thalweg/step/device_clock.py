@@ -7,33 +7,35 @@ one of its own count, which it then increments. Any callable works, with its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from thalweg.compiler.triton_tables import is_capturing
 from thalweg.errors import message
 from thalweg.step.compose import STEP
+from thalweg.step.device_step import StepClock, clock_in_force
 
-__all__ = ["DeviceClock", "NumbersOf", "clock_in_force", "refuse_capture"]
+__all__ = [
+    "DeviceClock",
+    "NumbersOf",
+    "StepClock",
+    "clock_in_force",
+    "refuse_capture",
+]
 
 NumbersOf = Callable[[int], Sequence[float]]
 """From the number of applied steps to one number for each setting."""
 
+StatesAfter = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""From the numbers of a step, `DeviceClock.columns`, to the states after it."""
+
 _HORIZON = 100_000
 _SOON = 4096
 """Steps for which numbers are kept while no capture is near: they take time to make."""
-
-_in_force: ContextVar[DeviceClock | None] = ContextVar("device_clock", default=None)
-
-
-def clock_in_force() -> DeviceClock | None:
-    """The clock of the step under way, for updates of rows beside its plan."""
-    return _in_force.get()
 
 
 def refuse_capture(where: str, what: str) -> None:
@@ -57,10 +59,10 @@ def refuse_capture(where: str, what: str) -> None:
         )
 
 
-class DeviceClock:
+class DeviceClock(StepClock):
     """A count of applied steps on a device.
 
-    A step calls `begin` and `finish`. At first the host counts, and the device follows.
+    At first the host counts, and the device follows.
     From the first capture on, or from the start where the device decides which steps
     are taken, the device counts: what `begin` returned is written into the scalar
     tables, and the host's count is out of date until it is read back.
@@ -72,15 +74,10 @@ class DeviceClock:
     Attributes:
         iterations: Shape (), int64, on the device.
         is_ahead: Whether the device counts, so that the host must `read`.
-        decides: Whether the device decides which steps are taken.
+        states: Numbers that a step computes from those before it, by name; shape (),
+            float64, on the device.
         is_captured: Whether a captured step reads what is here.
         is_over: Whether a step has ended since this was last set to False.
-        scalars: What `begin` returned, until the step is over.
-        applies: Shape (), bool, on the device: whether the step under way is taken;
-            None if it is in any case. A step sets it before anything is written.
-        was_applied: The same of the step before.
-        has_rows_left: Whether rows were updated since the last step by other means
-            than kernels of the device, which know neither `scalars` nor `applies`.
 
     Args:
         device: Where the count is.
@@ -88,6 +85,7 @@ class DeviceClock:
         num_settings: Rows of hyperparameters.
         varying: For each hyperparameter that changes from step to step its numbers.
         decides: Whether the device decides which steps are taken; it counts then.
+        counts_all: Whether steps that are not taken count as well.
         horizon: Steps for which numbers are kept. Replays that go further without a
             call of `follow` or `read` in between find those of the last one.
 
@@ -110,15 +108,15 @@ class DeviceClock:
         varying: Mapping[str, NumbersOf],
         *,
         decides: bool = False,
+        counts_all: bool = False,
         horizon: int = _HORIZON,
     ) -> None:
-        self.decides = decides
+        super().__init__(device, decides=decides)
+        self.states: dict[str, Tensor] = {}
+        self._states_after: StatesAfter | None = None
+        self._counts_all = counts_all
         self.is_ahead = decides or isinstance(iterations, Tensor)
         self.is_captured = self.is_over = False
-        self.scalars: Mapping[str, Tensor] = {}
-        self.applies: Tensor | None = None
-        self.was_applied: Tensor | None = None
-        self.has_rows_left = False
         first = int(iterations)
         if not isinstance(iterations, Tensor):
             iterations = torch.full((), first, dtype=torch.int64, device=device)
@@ -138,6 +136,26 @@ class DeviceClock:
         if self._is_near_capture or self.is_ahead:
             self._fill(first)
 
+    def keep(
+        self, states: Mapping[str, float | Tensor], states_after: StatesAfter
+    ) -> None:
+        """Keep states, which follow from step to step.
+
+        Args:
+            states: Their values now; tensors on the device are taken over.
+            states_after: Computes those after a step.
+        """
+        self._states_after = states_after
+        for name, value in states.items():
+            if not isinstance(value, Tensor):
+                value = torch.full((), value, dtype=torch.float64, device=self.device)
+            self.states[name] = value
+
+    def follow_states(self, states: Mapping[str, float]) -> None:
+        """Take over the host's states; not within a capture."""
+        for name, value in states.items():
+            self.states[name].fill_(value)
+
     @property
     def at_most(self) -> int:
         """Applied steps as the host knows them: more than there are if some were not.
@@ -146,6 +164,7 @@ class DeviceClock:
         """
         return self._at_most
 
+    @override
     def begin(self, iterations: int) -> dict[str, Tensor]:
         """Start a step, eager or captured.
 
@@ -174,6 +193,7 @@ class DeviceClock:
             self._at_most = iterations
         return dict(self.scalars)
 
+    @override
     def finish(self, applies: Tensor | None = None) -> None:
         """End a step: count it.
 
@@ -184,46 +204,11 @@ class DeviceClock:
         self.was_applied = self.applies if applies is None else applies
         self.is_over = True
         if self.is_ahead:
-            self.advance(self.was_applied)
+            self._advance_states()
+            self.advance(None if self._counts_all else self.was_applied)
         else:
             self.follow(self._at_most + 1)
         self.cancel()
-
-    def cancel(self) -> None:
-        """Forget the step under way, which was left out or has failed."""
-        self.scalars, self.applies = {}, None
-
-    def run(self, update_rows: Callable[[], None], iterations: int) -> None:
-        """Take a step that updates rows only.
-
-        Args:
-            update_rows: Updates them.
-            iterations: The host's count of applied steps.
-        """
-        self.begin(iterations)
-        try:
-            with self.in_force():
-                update_rows()
-            self.finish()
-        finally:
-            self.cancel()
-
-    def allows_rest(self) -> bool:
-        """Whether what no kernel of the device does may be done in this step.
-
-        Waits for the device where that decides.
-        """
-        self.has_rows_left = True
-        return self.applies is None or bool(self.applies)
-
-    @contextmanager
-    def in_force(self) -> Generator[None]:
-        """In this scope updates of rows take what `begin` and `applies` say."""
-        token = _in_force.set(self)
-        try:
-            yield
-        finally:
-            _in_force.reset(token)
 
     def _refuse_unseen(self, iterations: int) -> None:
         if iterations == self._at_most and (self._is_near_capture or not self._varying):
@@ -275,7 +260,16 @@ class DeviceClock:
         place = (self.iterations - self._first).clamp(0, self._horizon - 1).reshape(1)
         step = (self.iterations + 1).double().expand(self._num_settings)
         found = {n: t.index_select(0, place)[0] for n, t in self._tables.items()}
-        return {STEP: step, **found}
+        states = {n: s.expand(self._num_settings) for n, s in self.states.items()}
+        return {STEP: step, **found, **states}
+
+    def _advance_states(self) -> None:
+        if self._states_after is None:
+            return
+        for name, new in self._states_after(self.scalars).items():
+            state = self.states[name]
+            applies = self.was_applied
+            state.copy_(new if applies is None else torch.where(applies, new, state))
 
     def advance(self, applies: Tensor | None = None) -> None:
         """Count a step, on the device.

@@ -66,7 +66,7 @@ class DeviceFold:
         self,
         addresses: np.ndarray,
         clipvalue: float | None,
-        unscale: float = 1.0,
+        unscale: float | Tensor = 1.0,
         *,
         is_checked: bool = False,
     ) -> Tensor:
@@ -75,7 +75,8 @@ class DeviceFold:
         Args:
             addresses: Where each gradient begins; contiguous there.
             clipvalue: Bound of every element of the unscaled gradients, or None.
-            unscale: What gradients are multiplied by before they are clipped.
+            unscale: What gradients are multiplied by before they are clipped; a float64
+                tensor of shape () stays on the device.
             is_checked: Whether `check` was called for these gradients before.
 
         Returns:

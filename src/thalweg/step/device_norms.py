@@ -50,13 +50,17 @@ class DeviceNorms:
         ]
 
     def __call__(
-        self, addresses: np.ndarray, clipvalue: float | None, num_threads: int = 1
+        self,
+        addresses: np.ndarray,
+        clipvalue: float | Tensor | None,
+        num_threads: int = 1,
     ) -> Tensor:
         """Compute the squared norms.
 
         Args:
             addresses: Where each gradient begins; contiguous there.
-            clipvalue: Bound of every element, or None.
+            clipvalue: Bound of every element, or None; a float64 tensor of shape ()
+                stays on the device.
             num_threads: Not used; the norms of a CPU take it.
 
         Returns:
@@ -64,7 +68,7 @@ class DeviceNorms:
         """
         del num_threads
         for part in self._parts:
-            part.run(addresses, clipvalue or 0.0)
+            part.run(addresses, 0.0 if clipvalue is None else clipvalue)
         return self.totals
 
 
@@ -91,10 +95,13 @@ class _Part:
         self._clipvalue = columns.index.get(_CLIPVALUE)
         self._launch = kernel.bind(items, self._pointers, self._scalars)
 
-    def run(self, addresses: np.ndarray, clipvalue: float) -> None:
+    def run(self, addresses: np.ndarray, clipvalue: float | Tensor) -> None:
         self._pointers[:, 0] = self._pointers[:, 2] = addresses[self._order]
         if self._clipvalue is not None:
-            self._scalars[:, self._clipvalue] = clipvalue
+            if isinstance(clipvalue, Tensor):
+                self._launch.columns[self._clipvalue] = clipvalue
+            else:
+                self._scalars[:, self._clipvalue] = clipvalue
         self._launch()
 
 

@@ -3,13 +3,14 @@
 Which rows are touched, and how often, is known on the device only, and stays there:
 indices are sorted, each is an item, and all but the first of a row do nothing. Sums
 have the order of appearance, so their bits are those of a CPU. An index that is out of
-range makes the launch change nothing; `DeviceRows.check` raises.
+range makes the launch change nothing, and a later launch or host read raises.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -25,13 +26,20 @@ from thalweg.compiler import (
 )
 from thalweg.compiler.triton_kernel import compile_triton
 from thalweg.compiler.triton_rows import DeviceRowTables
+from thalweg.distribute import is_distributed
 from thalweg.errors import message
 from thalweg.state import IndexedSlices
+from thalweg.step.device_checks import LateCheck
 from thalweg.step.device_clock import clock_in_force
 from thalweg.step.device_kernel import DeviceLaunch, Mirror, has_device_kernels
 from thalweg.step.group import Member
 
-__all__ = ["DeviceRows", "launch_device_rows", "launch_on_devices"]
+__all__ = [
+    "DeviceRows",
+    "kernels_check_rows",
+    "launch_device_rows",
+    "launch_on_devices",
+]
 
 
 class DeviceRows:
@@ -55,7 +63,7 @@ class DeviceRows:
         self._mirrors = Mirror(self._pointers, device), Mirror(self._scalars, device)
         self._settings = np.zeros(count, dtype=np.int64)
         self._settings_there = Mirror(self._settings, device)
-        self._were_valid = torch.ones((), dtype=torch.bool, device=device)
+        self._late = LateCheck(device, partial(_wrong_index, key.rule.name))
         self._launch = DeviceLaunch(self._start, *self._mirrors)
 
     def run(
@@ -81,7 +89,6 @@ class DeviceRows:
             self._append(number, member, given)
         self._write_scalars(members, values)
         valid = self._rows.valid
-        self._were_valid.logical_and_(valid)
         columns, index = self._launch.columns, self._kernel.columns.index
         columns[index[APPLY]] = valid if applies is None else valid & applies
         if device_scalars:
@@ -91,25 +98,22 @@ class DeviceRows:
                 columns[index[name]] = taken
         self._launch()
         increment_version([t for m in members for t in m.tensors])
+        self._late.note(valid)
 
-    def check(self) -> None:
-        """Wait for the device, and refuse indices that were out of range.
+    def check(self, *, wait: bool = True) -> None:
+        """Refuse indices that were out of range.
+
+        Args:
+            wait: Whether to wait for the device; else for what the host has heard.
 
         Raises:
-            IndexError: If one was, since the last call, in a step, which then changed
+            IndexError: If one was, since the last call, in a launch, which then changed
                 nothing.
         """
-        if bool(self._were_valid):
-            return
-        self._were_valid.fill_(True)
-        raise IndexError(
-            message(
-                f"rows updated by {self._kernel.key.rule.name}",
-                "indices from 0 to the number of rows - 1",
-                "another one",
-                "Check the indices of the gradients; nothing was changed by that step.",
-            )
-        )
+        if wait:
+            self._late.refuse()
+        else:
+            self._late.refuse_known()
 
     def _append(self, number: int, member: Member, given: IndexedSlices) -> None:
         var = member.var
@@ -140,6 +144,9 @@ class DeviceRows:
         }
         for name in sizes.keys() & index.keys():
             self._scalars[:, index[name]] = sizes[name]
+        for number, member in enumerate(members):
+            for name, cell in member.rounding_columns.items():
+                self._scalars[number, index[name]] = cell
 
     def _start(self, num_threads: int, between: Any) -> None:
         rows, (pointers, scalars) = self._rows, self._mirrors
@@ -154,11 +161,29 @@ class DeviceRows:
         launch(num_threads, between)
 
 
+def _wrong_index(rule: str) -> IndexError:
+    return IndexError(
+        message(
+            f"rows updated by {rule}",
+            "indices from 0 to the number of rows - 1",
+            "another one",
+            "Check the indices of the gradients; that launch has changed nothing.",
+        )
+    )
+
+
 class _Launches(threading.local):
     """Tables are filled anew in each step; each thread has its own."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[KernelKey, int, torch.device], DeviceRows] = {}
+        self._known: dict[tuple[KernelKey, int, torch.device], DeviceRows] = {}
+
+    def of(self, key: KernelKey, count: int, device: torch.device) -> DeviceRows:
+        """The tables for so many variables."""
+        identity = (key, count, device)
+        if identity not in self._known:
+            self._known[identity] = DeviceRows(*identity)
+        return self._known[identity]
 
 
 _launches = _Launches()
@@ -190,18 +215,30 @@ def launch_device_rows(
         IndexError: If ``check_indices`` and an index is out of range; nothing was
             changed.
     """
-    identity = (key, len(members), members[0].var.device)
-    rows = _launches.known.get(identity)
-    if rows is None:
-        rows = _launches.known[identity] = DeviceRows(*identity)
+    device = members[0].var.device
+    rows = _launches.of(key, len(members), device)
     clock = clock_in_force()
-    if clock is not None and clock.iterations.device == identity[2]:
+    if clock is not None and clock.device == device:
         rows.run(members, slices, values, clock.scalars, clock.applies)
     else:
         rows.run(members, slices, values)
     if check_indices:
         rows.check()
     return rows
+
+
+def kernels_check_rows(variable: torch.Tensor) -> bool:
+    """Whether indices of its rows are looked at where it is, so that nobody waits.
+
+    Args:
+        variable: The variable. Of a sharded one the host must know which rows are
+            where.
+
+    Returns:
+        True on a device with kernels: a wrong index keeps the launch there from
+        changing anything, and the error is raised later.
+    """
+    return has_device_kernels(variable.device) and not is_distributed(variable)
 
 
 class Update(Protocol):
@@ -239,11 +276,14 @@ def launch_on_devices(
         check_indices: Whether to wait for the device and refuse indices out of range.
 
     Returns:
-        Those that were left, in order.
+        Those that were left, in order; their indices are in range.
 
     Raises:
         IndexError: If ``check_indices`` and an index is out of range; none of the
-            updates of its kernel was applied.
+            updates of its kernel was applied. Without it, if a device has told so of
+            an earlier launch; nothing is applied then.
+        ValueError: If one that is left has an index out of range; nothing is applied
+            then.
     """
     groups: dict[tuple[KernelKey, torch.device], list[AnyUpdate]] = {}
     left: list[AnyUpdate] = []
@@ -253,6 +293,11 @@ def launch_on_devices(
             groups.setdefault(place, []).append(update)
         else:
             left.append(update)
+    for (key, device), group in groups.items():
+        _launches.of(key, len(group), device).check(wait=False)
+    for update in left:
+        if not update.slices.indices.is_cpu:
+            update.slices.check_bounds(update.member.var.shape[0])
     for (key, _), group in groups.items():
         members, slices = [u.member for u in group], [u.slices for u in group]
         launch_device_rows(key, members, slices, values, check_indices=check_indices)

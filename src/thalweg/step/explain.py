@@ -66,7 +66,7 @@ def explain(title: str, members: Iterable[tuple[str, Member, torch.dtype]]) -> s
     """
     uses = [_use(*member) for member in members]
     if not uses:
-        return f"{title}: no variable is updated by a rule; build it, or take a step."
+        return f"{title}: nothing is built yet. Call build(model) or take a step."
     groups: dict[object, list[_Use]] = {}
     for use in uses:
         groups.setdefault(use.group, []).append(use)

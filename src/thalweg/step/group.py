@@ -20,13 +20,27 @@ from thalweg.compiler import (
 )
 from thalweg.compiler.interpret import program_of
 from thalweg.compiler.program import Program
+from thalweg.compiler.rounding import FIRST_INDEX, ROUNDING_KEY
 from thalweg.distribute.shards import Whole
 from thalweg.errors import message
-from thalweg.step.compose import GRADIENT_SCALE
+from thalweg.step.compose import GRADIENT_SCALE, LOW_PRECISION_COPY
 from thalweg.step.tensors import is_dense, same_order
 from thalweg.step.totals import TotalsJoin
 
-__all__ = ["Group", "Member"]
+__all__ = ["Group", "Member", "Rounding"]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a variable and its slots are rounded by, where that is left to chance.
+
+    Attributes:
+        key: Stands for a seed and the variable.
+        first: Index of the first element, among those of the whole variable.
+    """
+
+    key: int
+    first: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +54,7 @@ class Member:
         setting: Number of the row of hyperparameters that holds for it.
         flags: The rule's flags as sorted pairs; none for a rule of an optimizer.
         whole: What the variable is a part of, if other ranks have other parts.
+        rounding: What bfloat16 is rounded by; to nearest if None.
     """
 
     rule: Rule
@@ -48,6 +63,7 @@ class Member:
     setting: int
     flags: tuple[tuple[str, bool], ...] = ()
     whole: Whole | None = None
+    rounding: Rounding | None = None
 
     @property
     def var(self) -> torch.Tensor:
@@ -64,6 +80,28 @@ class Member:
         """Whether the rule reduces over the whole variable."""
         return self.program().num_passes > 1
 
+    @property
+    def rounded(self) -> tuple[str, ...]:
+        """What is rounded by chance: bfloat16 of the variable's shape, but no copy."""
+        if self.rounding is None:
+            return ()
+        layouts = ("like", *(self.layouts or ("like",) * len(self.rule.slots)))
+        parts = zip(self.rule.outputs, self.tensors, layouts, strict=True)
+        return tuple(
+            name
+            for name, tensor, layout in parts
+            if tensor.dtype == torch.bfloat16
+            and layout == "like"
+            and name != LOW_PRECISION_COPY
+        )
+
+    @property
+    def rounding_columns(self) -> dict[str, float]:
+        """The cells of the scalar table that its kernel needs to round by chance."""
+        if self.rounding is None or not self.rounded:
+            return {}
+        return {ROUNDING_KEY: self.rounding.key, FIRST_INDEX: self.rounding.first}
+
     def key(self, gradient: torch.dtype) -> KernelKey:
         """The kernel that updates it, given the gradient's dtype."""
         return KernelKey(
@@ -72,6 +110,7 @@ class Member:
             (*(t.dtype for t in self.tensors), gradient),
             layouts=self.layouts,
             shape=self._shape_read(),
+            rounding=self.rounded,
         )
 
     def _shape_read(self) -> tuple[int | None, ...] | None:
@@ -110,7 +149,8 @@ class Group:
         for member in members:
             if has_rows and member.whole is not None:
                 _check_rows(kernel, member)
-        self._staged = [_Staged.of(m.tensors, has_rows=has_rows) for m in members]
+        in_order = has_rows or bool(kernel.key.rounding)
+        self._staged = [_Staged.of(m.tensors, in_order=in_order) for m in members]
         self._rows = _assign_rows(kernel, members, owns_rows=owns_rows)
         self._settings = np.array([members[i].setting for i, _ in self._rows])
         num_tensors = len(members[0].tensors) + 1
@@ -146,6 +186,8 @@ class Group:
                 self._scalars[row, index[ROW_LENGTH]] = length
             if NUM_ELEMENTS in index:
                 self._scalars[row, index[NUM_ELEMENTS]] = math.prod(member.shape)
+            for name, cell in member.rounding_columns.items():
+                self._scalars[row, index[name]] = cell
 
     def _totals_join(self) -> TotalsJoin | None:
         """What makes totals of shards those of whole variables; usually nothing."""
@@ -236,12 +278,12 @@ class _Staged:
     copies: tuple[torch.Tensor, ...]
 
     @classmethod
-    def of(cls, tensors: tuple[torch.Tensor, ...], *, has_rows: bool) -> _Staged | None:
-        """Copies if a kernel cannot run on the tensors; of rows it knows one order."""
+    def of(cls, tensors: tuple[torch.Tensor, ...], *, in_order: bool) -> _Staged | None:
+        """Copies if a kernel cannot run on the tensors; some know one order only."""
         var = tensors[0]
         alike = all(same_order(t, var) for t in tensors if t.shape == var.shape)
-        in_order = var.is_contiguous() or not has_rows
-        if alike and in_order and all(map(is_dense, tensors)):
+        lies_right = var.is_contiguous() or not in_order
+        if alike and lies_right and all(map(is_dense, tensors)):
             return None
         return cls(tensors, tuple(t.detach().contiguous().clone() for t in tensors))
 
@@ -269,7 +311,8 @@ def _assign_rows(
             key.append(_row_length(kernel, member.var))
         if NUM_ELEMENTS in index:
             key.append(math.prod(member.shape))
-        if owns_rows or kernel.num_passes > 1 or "scalar" in member.layouts:
+        is_own = owns_rows or kernel.num_passes > 1 or bool(kernel.key.rounding)
+        if is_own or "scalar" in member.layouts:
             key.append(i)
         rows.setdefault(tuple(key), (i, []))[1].append(i)
     return list(rows.values())

@@ -15,7 +15,7 @@ from thalweg.errors import message
 from thalweg.state import name_of
 from thalweg.step.bulk import Addresses, Places, Writes
 from thalweg.step.compose import STEP
-from thalweg.step.device_clock import DeviceClock
+from thalweg.step.device_clock import StepClock
 from thalweg.step.device_fold import DeviceFold
 from thalweg.step.device_group import DeviceGroup, device_groups
 from thalweg.step.device_kernel import has_device_kernels
@@ -73,7 +73,7 @@ class Plan:
     ) -> None:
         _check_tensors(where, members, gradients)
         self.variables = [m.var for m in members]
-        self.clock: DeviceClock | None = None
+        self.clock: StepClock | None = None
         self._places = Places(self.variables)
         self._addresses = Addresses(len(self.variables))
         self._shapes = [v.shape for v in self.variables]
@@ -177,13 +177,22 @@ class Plan:
         if self.clock is not None:
             self._begin(self.clock, values)
 
-    def _begin(self, clock: DeviceClock, values: Mapping[str, np.ndarray]) -> None:
+    def _begin(self, clock: StepClock, values: Mapping[str, np.ndarray]) -> None:
         """Let numbers of the device take the place of the host's."""
         clock.has_rows_left = False
         scalars = clock.begin(int(values[STEP][0]) - 1)
+        if scalars:
+            self.write_device_scalars(scalars)
+
+    def write_device_scalars(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Let numbers of the device take the place of the host's in the next launch.
+
+        Args:
+            values: For each name shape (settings,), float64, on the device.
+        """
         for group in self._groups:
-            if scalars and isinstance(group, DeviceGroup):
-                group.write_device_scalars(scalars)
+            if isinstance(group, DeviceGroup):
+                group.write_device_scalars(values)
 
     def squared_norms(self, clipvalue: float | None) -> np.ndarray:
         """The squared norms of the gradients that were loaded; reads memory once.
@@ -353,6 +362,8 @@ def _interpret(
     """Update one variable on a device that has no kernels."""
     scalars = {n: float(values[n][member.setting]) for n in member.rule.scalars}
     tensors = (*member.tensors, gradient)
-    new = interpret(member.rule, {}, tensors, scalars, member.layouts)
+    scalars |= member.rounding_columns
+    own = member.layouts, member.rounded
+    new = interpret(member.rule, {}, tensors, scalars, *own)
     for old, value in zip(member.tensors, new, strict=True):
         old.copy_(value)

@@ -18,11 +18,14 @@ __all__ = ["Recognition", "recognizer"]
 Recognizer = Callable[..., bool]
 
 
-def recognizer(tensors: Sequence[torch.Tensor]) -> Recognizer:
+def recognizer(
+    tensors: Sequence[torch.Tensor], *, any_length: bool = False
+) -> Recognizer:
     """A function that tells whether tensors are like these.
 
     Args:
         tensors: Plain tensors or parameters.
+        any_length: Whether the first axes may have any length.
 
     Returns:
         A function of as many tensors. True only if each has the type, dtype, device,
@@ -37,6 +40,8 @@ def recognizer(tensors: Sequence[torch.Tensor]) -> Recognizer:
     if TensorGuards is None:  # pragma: no cover
         return _never
     sizes: list[Any] = [list(t.shape) for t in tensors]
+    if any_length:
+        sizes = [[None, *size[1:]] for size in sizes]
     strides: list[Any] = [list(t.stride()) for t in tensors]
     return TensorGuards(
         *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
-from torch.autograd.graph import increment_version
 
 from thalweg.compiler import (
     APPLY,
@@ -19,13 +18,16 @@ from thalweg.compiler import (
     Kernel,
     KernelKey,
     RowTables,
+    RowWalk,
     compile_rules,
     interpret,
     reads_shape,
 )
 from thalweg.state import IndexedSlices
 from thalweg.state.huge_pages import prefer_huge_pages
+from thalweg.step.bulk import Places, Writes
 from thalweg.step.device_rows import launch_on_devices
+from thalweg.step.device_step import numbers_of_rest
 from thalweg.step.group import Member
 from thalweg.step.recognition import recognizer
 
@@ -50,6 +52,15 @@ class RowUpdate:
     slices: IndexedSlices
     mode: RowMode
 
+    def without_gaps(self) -> RowUpdate:
+        """The same with a gradient that lies as kernels read it."""
+        values, indices = self.slices.values, self.slices.indices
+        if values.is_contiguous() and indices.is_contiguous():
+            return self
+        values, indices = values.contiguous(), indices.contiguous()
+        slices = IndexedSlices(values, indices, self.slices.dense_shape)
+        return replace(self, slices=slices)
+
     def has_kernel(self) -> bool:
         """Whether a kernel can run straight on these tensors."""
         tensors = (*self.member.tensors, self.slices.values, self.slices.indices)
@@ -64,7 +75,8 @@ class RowUpdate:
         """The kernel that applies it."""
         member = self.member
         dtypes = (*(t.dtype for t in member.tensors), self.slices.values.dtype)
-        return _key(member.rule, member.flags, dtypes, self.mode, member.layouts)
+        parts = member.rule, member.flags, dtypes, self.mode, member.layouts
+        return _key(*parts, rounding=member.rounded)
 
 
 # Making a key checks it, which takes longer than finding the one of the last step.
@@ -85,20 +97,28 @@ class _RowLaunch:
         self.count = count
         self._index = index
         self._scalar_names = [n for n in kernel.key.rule.scalars if n in index]
-        self._rows = RowTables()
         self._pointers = np.zeros((count, len(kernel.key.dtypes)), dtype=np.int64)
         self._scalars = np.zeros((count, len(index)), dtype=np.float64)
         self._scalars[:, index[APPLY]] = 1.0
-        self._launch = kernel.bind_rows(self._rows, self._pointers, self._scalars)
-        self._written: Sequence[torch.Tensor] = ()
+        tables = self._pointers, self._scalars
+        self._rows = RowTables()
+        self._launch: Callable[[int], None] = kernel.bind_rows(self._rows, *tables)
+        self._walk: RowWalk | None = None
+        # A slot of one number for the variable must be read before the first row.
+        if kernel.backend == "c" and "scalar" not in kernel.key.layouts:
+            self._walk = RowWalk.of(kernel.functions(0)[-1], *tables)
+            self._launch = self._walk or self._launch
+        self._written: Writes | None = None
         # A column that is the same array as before holds the same numbers.
         self._seen: dict[str, np.ndarray] = {}
 
     def bind(self, members: Sequence[Member]) -> None:
         """Write where variables and slots lie, and what follows from their shapes."""
         index = self._index
-        self._written = [t for member in members for t in member.tensors]
+        self._written = Writes(t for member in members for t in member.tensors)
         self._shapes = [(m.var.shape[0], _width(m.var)) for m in members]
+        if self._walk is not None:
+            self._walk.bind(self._shapes)
         self._seen.clear()
         self._settings = np.array([m.setting for m in members], dtype=np.int64)
         for number, member in enumerate(members):
@@ -107,9 +127,25 @@ class _RowLaunch:
                 self._scalars[number, index[ROW_LENGTH]] = _width(member.var)
             if NUM_ELEMENTS in index:
                 self._scalars[number, index[NUM_ELEMENTS]] = member.var.numel()
+            for name, cell in member.rounding_columns.items():
+                self._scalars[number, index[name]] = cell
 
     def load(self, gradients: Sequence[IndexedSlices], values: Values) -> None:
         """Find the touched rows, and write the scalars; IndexError if one is none."""
+        if self._walk is None:
+            self._tabulate(gradients)
+        else:
+            indices = [slices.indices for slices in gradients]
+            self._walk.sort(indices, torch.get_num_threads())
+        for number, slices in enumerate(gradients):
+            self._pointers[number, -1] = slices.values.data_ptr()
+        for name in self._scalar_names:
+            column = values[name]
+            if self._seen.get(name) is not column:
+                self._seen[name] = column
+                self._scalars[:, self._index[name]] = column[self._settings]
+
+    def _tabulate(self, gradients: Sequence[IndexedSlices]) -> None:
         self._rows.clear()
         pairs = zip(self._shapes, gradients, strict=True)
         for number, ((num_rows, width), slices) in enumerate(pairs):
@@ -120,21 +156,16 @@ class _RowLaunch:
                 variable=number,
                 scalar_row=number,
             )
-            self._pointers[number, -1] = slices.values.data_ptr()
-        for name in self._scalar_names:
-            column = values[name]
-            if self._seen.get(name) is not column:
-                self._seen[name] = column
-                self._scalars[:, self._index[name]] = column[self._settings]
 
     def run(self) -> None:
         """Update the rows."""
         self._launch(torch.get_num_threads())
-        increment_version(self._written)
+        if self._written is not None:
+            self._written.count()
 
     def release(self) -> None:
         """Forget the variables, so that nothing here keeps them alive."""
-        self._written = ()
+        self._written = None
 
 
 class _Launches(threading.local):
@@ -167,7 +198,7 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
     """
     compiled: dict[KernelKey, list[RowUpdate]] = {}
     others: list[RowUpdate] = []
-    for update in updates:
+    for update in map(RowUpdate.without_gaps, updates):
         if update.slices.indices.numel() == 0:
             continue
         if update.has_kernel():
@@ -184,8 +215,10 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
     for launch in launches:
         launch.run()
         launch.release()
-    for update in launch_on_devices(others, values):
-        _interpret(update, values)
+    left = launch_on_devices(others, values)
+    numbers = numbers_of_rest(values) if left else values
+    for update in left:
+        _interpret(update, numbers)
 
 
 class RowPlan:
@@ -207,23 +240,23 @@ class RowPlan:
         ]
         for launch, group in self._groups:
             launch.bind([updates[i].member for i in group])
-        self._dtypes = [update.slices.values.dtype for update in updates]
-        self._shapes = [tuple(update.member.var.shape) for update in updates]
+        self._kinds = [_Kind(update) for update in updates]
         self._tensors = [t for update in updates for t in update.member.tensors]
-        self._addresses = [t.data_ptr() for t in self._tensors]
         for tensor in self._tensors:
             prefer_huge_pages(tensor)
+        self._places = Places(self._tensors)
         self._is_like = recognizer(self._tensors)
 
     def is_in_place(self) -> bool:
         """Whether variables and slots lie where they did, in the same layout."""
-        return self._addresses == [
-            t.data_ptr() for t in self._tensors
-        ] and self._is_like(*self._tensors)
+        return self._places.are_kept() and self._is_like(*self._tensors)
 
     def fits(self, gradients: Sequence[object]) -> bool:
         """Whether these are slices that the kernels take; indices are not read."""
-        return all(map(_serves, gradients, self._dtypes, self._shapes))
+        for kind, gradient in zip(self._kinds, gradients, strict=True):
+            if not kind.takes(gradient):
+                return False
+        return True
 
     def load(self, gradients: Sequence[IndexedSlices], values: Values) -> bool:
         """Make everything ready to write; False if an index names no row.
@@ -245,22 +278,30 @@ class RowPlan:
             launch.run()
 
 
-def _serves(slices: object, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
-    if type(slices) is not IndexedSlices:
-        return False
-    values, indices = slices.values, slices.indices
-    return (
-        type(values) is torch.Tensor
-        and values.dtype is dtype
-        and values.shape[1:] == shape[1:]
-        and values.shape[0] == indices.numel() > 0
-        and (slices.dense_shape is None or slices.dense_shape == shape)
-        and values.is_cpu
-        and values.is_contiguous()
-        and not values.is_neg()
-        and indices.is_cpu
-        and indices.is_contiguous()
-    )
+class _Kind:
+    """What the slices of a variable were like.
+
+    Args:
+        update: An update that has a kernel.
+    """
+
+    def __init__(self, update: RowUpdate) -> None:
+        slices, var = update.slices, update.member.var
+        self._is_like = recognizer([slices.values, slices.indices], any_length=True)
+        self._shape = tuple(var.shape)
+        self._width = _width(var)
+
+    def takes(self, slices: object) -> bool:
+        """Whether others are like them, of any number of rows but none."""
+        if type(slices) is not IndexedSlices:
+            return False
+        values, indices, shape = slices.values, slices.indices, slices.dense_shape
+        count = indices.numel()
+        return (
+            self._is_like(values, indices)
+            and values.numel() == count * self._width > 0
+            and (shape is None or shape == self._shape)
+        )
 
 
 def _reads_shape(member: Member) -> bool:
@@ -279,15 +320,26 @@ def _interpret(update: RowUpdate, values: Values) -> None:
     member = update.member
     names = member.rule.scalars
     numbers = {name: float(values[name][member.setting]) for name in names}
+    numbers |= member.rounding_columns
+    width = _width(member.var)
     slices = update.slices
+    if slices.values.itemsize < torch.float32.itemsize:  # as kernels add them up
+        slices = slices.with_values(slices.values.float())
     parts = [slices.sum_duplicates()] if update.mode == "sum" else _rounds(slices)
-    for part in parts:
+    for turn, part in enumerate(parts):
         indices = part.indices.long()
         rows = [tensor.index_select(0, indices) for tensor in member.tensors]
         tensors, flags = [*rows, part.values], dict(member.flags)
-        new = interpret(member.rule, flags, tensors, numbers, member.layouts)
+        own = member.layouts, member.rounded, _places(indices, width), turn
+        new = interpret(member.rule, flags, tensors, numbers, *own)
         for tensor, row, value in zip(member.tensors, rows, new, strict=True):
             tensor.index_copy_(0, indices, value.reshape(row.shape).to(tensor.dtype))
+
+
+def _places(rows: torch.Tensor, width: int) -> np.ndarray:
+    """Where the elements of some rows lie among those of all."""
+    first = rows.numpy(force=True)[:, None] * width
+    return (first + np.arange(width)).reshape(-1)
 
 
 def _rounds(slices: IndexedSlices) -> list[IndexedSlices]:

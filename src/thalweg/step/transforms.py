@@ -18,6 +18,7 @@ from thalweg.step.plan import Plan
 __all__ = ["NonFinite", "Transforms", "refuse_nonfinite"]
 
 NonFinite = Literal["off", "skip", "error"]
+_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Transforms:
         plan: Plan,
         gradients: Sequence[torch.Tensor],
         values: Mapping[str, np.ndarray],
-        unscale: float = 1.0,
+        unscale: float | torch.Tensor = 1.0,
         before_run: Callable[[], None] | None = None,
     ) -> bool:
         """Run a plan on transformed gradients.
@@ -73,7 +74,8 @@ class Transforms:
             plan: The plan, of a rule that takes `columns`.
             gradients: Gradients that fit it.
             values: For each hyperparameter one number per setting.
-            unscale: What the gradients are multiplied by, if `unscales`.
+            unscale: What the gradients are multiplied by, if `unscales`; a float64
+                tensor of shape () where the device knows it.
             before_run: Called when all checks are passed, before the first write.
 
         Returns:
@@ -84,8 +86,13 @@ class Transforms:
             FloatingPointError: If ``nonfinite`` is ``"error"`` and a gradient has an
                 inf or NaN; nothing is written then.
         """
+        if isinstance(unscale, torch.Tensor) and not plan.is_on_device:
+            unscale = float(unscale)
         plan.load(gradients, self._with_clipvalue(values, unscale))
         try:
+            if isinstance(unscale, torch.Tensor) and self.clipvalue is not None:
+                bound = (self.clipvalue / unscale).expand(len(values[STEP]))
+                plan.write_device_scalars({CLIPVALUE: bound})
             if not self._prepare(plan, gradients, unscale):
                 return False
             if before_run is not None:
@@ -97,21 +104,28 @@ class Transforms:
         return True
 
     def _prepare(
-        self, plan: Plan, gradients: Sequence[torch.Tensor], unscale: float
+        self,
+        plan: Plan,
+        gradients: Sequence[torch.Tensor],
+        unscale: float | torch.Tensor,
     ) -> bool:
         """Check what was loaded and write its factors; False to leave the step out."""
         if not (self._has_norm or self.nonfinite != "off" or self.unscales):
             return True
         if plan.is_on_device:
             return self._fold_on_device(plan, gradients, unscale)
-        squared = self._checked_norms(plan, gradients, unscale)
+        factor = float(unscale)
+        squared = self._checked_norms(plan, gradients, factor)
         if squared is None:
             return False
-        self._write_scales(plan, squared, unscale)
+        self._write_scales(plan, squared, factor)
         return True
 
     def _fold_on_device(
-        self, plan: Plan, gradients: Sequence[torch.Tensor], unscale: float
+        self,
+        plan: Plan,
+        gradients: Sequence[torch.Tensor],
+        unscale: float | torch.Tensor,
     ) -> bool:
         """Check and clip there; False to leave the step out.
 
@@ -136,12 +150,15 @@ class Transforms:
         return True
 
     def _with_clipvalue(
-        self, values: Mapping[str, np.ndarray], unscale: float
+        self, values: Mapping[str, np.ndarray], unscale: float | torch.Tensor
     ) -> Mapping[str, np.ndarray]:
-        """The bound in the gradient's own unit: the kernel clips, then unscales."""
+        """The bound in the gradient's own unit: the kernel clips, then unscales.
+
+        Where the device knows the factor, it writes the bound after this.
+        """
         if self.clipvalue is None:
             return values
-        bound = self.clipvalue / unscale
+        bound = self.clipvalue / (1.0 if isinstance(unscale, torch.Tensor) else unscale)
         return {**values, CLIPVALUE: np.full(len(values[STEP]), bound)}
 
     def _checked_norms(
@@ -176,12 +193,17 @@ def refuse_nonfinite(variables: Sequence[torch.Tensor]) -> None:
     Raises:
         FloatingPointError: Always.
     """
-    names = [name_of(v) or f"a {tuple(v.shape)} variable" for v in variables]
+    names = [
+        name_of(v) or f"an unnamed one of shape {tuple(v.shape)}" for v in variables
+    ]
+    shown = ", ".join(names[:_MOST_NAMES])
+    if len(names) > _MOST_NAMES:
+        shown += f" and {len(names) - _MOST_NAMES} more"
     raise FloatingPointError(
         message(
             "nonfinite='error'",
             "finite gradients",
-            f"an inf or NaN in those of {names}",
+            f"an inf or NaN in {'that' if len(names) == 1 else 'those'} of {shown}",
             "Nothing was changed. Lower the learning rate or clip; "
             "nonfinite='skip' leaves such steps out.",
         )

@@ -19,6 +19,18 @@ def test_stand_alone_tape_sees_what_torch_recorded():
     assert GradientTape().gradient(y, x).item() == 6.0
 
 
+def test_a_tape_says_how_it_stands():
+    x = nn.Parameter(torch.tensor(3.0))
+    tape = GradientTape()
+    assert repr(tape) == "<GradientTape, not recording>"
+    with tape:
+        assert repr(tape) == "<GradientTape, recording>"
+        y = x * x
+    tape.gradient(y, x)
+    assert repr(tape) == "<GradientTape, used up>"
+    assert repr(GradientTape(persistent=True)).startswith("<persistent GradientTape,")
+
+
 def test_tape_entered_after_the_computation():
     x = Variable(3.0)
     y = x * x

@@ -243,13 +243,64 @@ def test_scalars_and_vectors_with_sparse_gradients() -> None:
     assert weight.tolist() == [1.0, -0.5, 1.0, 1.0]
 
 
-def test_dtypes_of_unknown_state_are_refused() -> None:
+@pytest.mark.parametrize("name", EVERY)
+def test_dtypes_of_state_that_no_option_brings_are_refused(name: str) -> None:
+    weight, make = torch.nn.Parameter(torch.ones(2)), getattr(optim, name)
+    with pytest.raises(ValueError, match=r"slot_dtypes.*'nope'"):
+        make([weight], slot_dtypes={"nope": torch.bfloat16})
+    known = make([weight])
+    keys = known.possible_keys(known.param_groups[0])
+    optimizer = make([weight], slot_dtypes=dict.fromkeys(keys, torch.float64))
+    other = torch.nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [other]})
+    assert len(optimizer.param_groups) == 2
+
+
+def test_dtypes_of_state_that_no_group_asks_for_are_refused_in_the_step() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.ones(2)
-    optimizer = optim.AdamW([parameter], slot_dtypes={"nope": torch.bfloat16})
-    with pytest.raises(ValueError, match=r"exp_avg_sq.*'nope'"):
+    dtypes = {"max_exp_avg_sq": torch.bfloat16}
+    optimizer = optim.AdamW([parameter], slot_dtypes=dtypes)
+    with pytest.raises(ValueError, match=r"exp_avg_sq.*'max_exp_avg_sq'"):
         optimizer.step()
     assert parameter.tolist() == [1.0, 1.0]
+    optimizer.param_groups[0]["amsgrad"] = True
+    optimizer.step()
+    assert optimizer.state[parameter]["max_exp_avg_sq"].dtype == torch.bfloat16
+
+
+def test_keys_are_known_that_other_options_bring() -> None:
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], "momentum": 0.9}]
+    optimizer = optim.SGD(groups, slot_dtypes={"momentum_buffer": torch.float64})
+    for weight in weights:
+        weight.grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer.state[weights[1]]["momentum_buffer"].dtype == torch.float64
+    with pytest.raises(ValueError, match="'average'"):
+        optim.SGD(groups, slot_dtypes={"average": torch.float64})
+    optim.SGD(groups, slot_dtypes={"average": torch.float64}, ema_decay=0.9)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("epsilon", "eps"),
+        ("weight_decy", "weight_decay"),
+        ("max_grad_nrm", "max_grad_norm"),
+        ("beta", "betas"),
+    ],
+)
+def test_an_unknown_keyword_is_told_the_nearest_one(given: str, meant: str) -> None:
+    class Own(optim.AdamW):
+        def __init__(self, params: Any, *, strength: float = 1.0, **more: Any) -> None:
+            super().__init__(params, lr=strength, **more)
+
+    for kind in (optim.AdamW, Own):
+        make: Any = kind
+        question = rf"{kind.__name__}: .*got '{given}'\. Did you mean '{meant}'\?"
+        with pytest.raises(TypeError, match=question):
+            make([torch.nn.Parameter(torch.ones(2))], **{given: 0.5})
 
 
 def test_keywords_of_the_whole_optimizer_are_refused_in_a_group() -> None:

@@ -281,3 +281,11 @@ def test_a_capture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="outside the graph"):
         optimizer.step()
     assert weight.tolist() == [1.0, 1.0]
+
+
+def test_a_representation_names_keywords_beside_those_of_torch() -> None:
+    text = repr(optim.AdamW(parameters(), max_grad_norm=1.0, ema_decay=0.5))
+    assert text.startswith("AdamW (\nParameter Group 0\n")
+    assert text.endswith("max_grad_norm: 1.0\nema_decay: 0.5\n)")
+    plain = repr(optim.AdamW(parameters()))
+    assert plain == repr(torch.optim.AdamW(parameters()))

@@ -179,3 +179,135 @@ def test_class_without_rule_says_what_to_write() -> None:
     weight = tw.Variable([1.0])
     with pytest.raises(NotImplementedError, match="update"):
         tw.Optimizer("empty").apply_gradients([(torch.ones(1), weight)])
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("lerning_rate", "'learning_rate'"),
+        ("betas", "'beta_1' or 'beta_2'"),
+        ("eps", "'epsilon'"),
+        ("max_grad_norm", "'global_clipnorm'"),
+    ],
+)
+def test_a_keyword_that_is_close_to_one_is_answered_shortly(
+    written: str, meant: str
+) -> None:
+    with pytest.raises(TypeError, match=f"Did you mean {meant}") as refusal:
+        tw.optimizers.AdamW(**{written: 0.1})
+    assert len(str(refusal.value)) < 120
+
+
+@pytest.mark.parametrize("further", [{}, {"lr": 0.1}])
+@pytest.mark.parametrize("kind", ["generator", "list", "module"])
+def test_parameters_are_no_learning_rate(kind: str, further: dict[str, float]) -> None:
+    module = torch.nn.Linear(2, 1)
+    given: Any = {
+        "generator": module.parameters(),
+        "list": list(module.parameters()),
+        "module": module,
+    }[kind]
+    with pytest.raises(TypeError, match=r"learning_rate: .* is in thalweg\.optim"):
+        tw.optimizers.Adam(given, **further)
+
+
+def test_dtypes_of_slots_that_nobody_declared_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"Signed: slot_dtypes: .*'mm'.*mean 'm'"):
+        Signed(slot_dtypes={"mm": "bfloat16"})
+    for name in ("m", "average", "low_precision_copy", "gradient_accumulator"):
+        assert Signed(slot_dtypes={name: "bfloat16"}).get_config()["slot_dtypes"]
+
+
+def test_a_class_that_makes_its_slots_by_hand_may_name_them() -> None:
+    class ByHand(tw.Optimizer):
+        learning_rate: tw.Hyper = tw.Hyper(default=0.5)
+
+        def _create_slots(self, var_list):
+            for var in var_list:
+                self.add_slot(var, "trace")
+
+        def _resource_apply_dense(self, grad, var, apply_state=None):
+            var.assign_sub(self.learning_rate * grad)
+
+    weight = tw.Variable([1.0])
+    optimizer = ByHand(slot_dtypes={"trace": "float64"})
+    optimizer.apply_gradients([(torch.ones(1), weight)])
+    assert optimizer.get_slot(weight, "trace").dtype == torch.float64
+
+
+def test_declarations_show_how_they_were_written() -> None:
+    assert repr(Signed.beta) == "Hyper(default=0.5, low=0.0, below=1.0)"
+    assert repr(tw.Hyper(takes_none=True)) == "Hyper(takes_none=True)"
+    assert repr(Signed.nesterov) == "Flag(default=False)"
+
+
+def test_an_optimizer_shows_how_it_was_made() -> None:
+    assert repr(Signed()) == "Signed(learning_rate=0.1, beta=0.5)"
+    schedule = tw.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
+    shown = Signed(schedule, nesterov=True, decay=0.25, clipnorm=1.0)
+    assert str(shown).startswith("Signed(learning_rate=ExponentialDecay(")
+    assert str(shown).endswith("beta=0.5, decay=0.25, nesterov=True, clipnorm=1.0)")
+    rate = Signed(torch.tensor(0.25), slot_dtypes={"m": "bfloat16"})
+    expected = "Signed(learning_rate=0.25, beta=0.5, slot_dtypes={'m': 'bfloat16'})"
+    assert repr(rate) == expected
+
+
+def test_an_optimizer_can_be_shown_whatever_state_it_is_in() -> None:
+    def fails() -> float:
+        raise RuntimeError
+
+    assert "fails" in repr(Signed(fails))
+    assert "Signed object" in repr(Signed.__new__(Signed))
+
+
+def test_a_number_in_front_of_the_star_is_told_where_it_belongs() -> None:
+    with pytest.raises(TypeError, match=r"update\(var, grad, \*, learning_rate\)"):
+
+        class Wrong(tw.Optimizer):
+            learning_rate: tw.Hyper = tw.Hyper(default=0.1)
+
+            @staticmethod
+            def update(var, grad, learning_rate):
+                return var - learning_rate * grad
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [(2.0, r"gamma: tw\.Hyper = .*2\.0"), (True, r"gamma: tw\.Flag = .*True")],
+)
+def test_a_plain_number_is_told_how_to_be_declared(value: Any, advice: str) -> None:
+    with pytest.raises(TypeError, match=advice):
+
+        class Wrong(tw.Optimizer):
+            learning_rate: tw.Hyper = tw.Hyper(default=0.1)
+            gamma = value
+
+            @staticmethod
+            def update(var, grad, *, learning_rate, gamma):
+                return var - learning_rate * gamma * grad
+
+
+def test_a_mistyped_argument_is_told_the_nearest_name() -> None:
+    with pytest.raises(TypeError, match="Did you mean 'learning_rate'"):
+
+        class Wrong(tw.Optimizer):
+            learning_rate: tw.Hyper = tw.Hyper(default=0.1)
+
+            @staticmethod
+            def update(var, grad, *, lerning_rate):
+                return var - lerning_rate * grad
+
+
+@pytest.mark.parametrize("name", ["zero_grad", "state_dict", "param_groups"])
+def test_names_of_torchs_optimizers_are_told_where_they_are(name: str) -> None:
+    optimizer = Signed()
+    assert not hasattr(optimizer, name)
+    with pytest.raises(AttributeError, match=r"tw\.as_torch\(optimizer, model\)"):
+        getattr(optimizer, name)
+
+
+def test_an_attribute_that_is_close_to_one_is_answered_shortly() -> None:
+    with pytest.raises(AttributeError, match=r"Did you mean 'learning_rate'\?$"):
+        _ = Signed().learningrate  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AttributeError, match=r"has no attribute 'zzzz'\.$"):
+        _ = Signed().zzzz  # pyright: ignore[reportAttributeAccessIssue]

@@ -95,7 +95,7 @@ def test_after_a_step_the_kernels_in_use_are_shown() -> None:
 def test_explain_names_variables_rules_and_times() -> None:
     keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
     optimizer = tw.optimizers.Adam()
-    assert "build it, or take a step" in optimizer.explain()
+    assert "nothing is built yet" in optimizer.explain()
     optimizer.build(torch.nn.Linear(100, 10))
     text = optimizer.explain()
     head, source, _, _, weight, bias, *_ = text.splitlines()

@@ -13,6 +13,7 @@ from torch import nn
 
 import thalweg as tw
 from tests.unit.checkpoint.slot_keeper import same_bits
+from thalweg.gradients.loss_scale import times
 
 INF = float("inf")
 
@@ -304,3 +305,41 @@ def test_fit_computes_in_float16_with_it():
     # So large a scale overflowed, step by step, until the gradients fitted.
     assert float(optimizer.loss_scale) < 2.0**40
     assert int(optimizer.iterations) == 6 * 8
+
+
+@pytest.mark.parametrize(
+    ("inner", "action"),
+    [
+        (torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), "GradScaler"),
+        ("adam", "Pass an optimizer, such as"),
+        (tw.optimizers.Adam, "Pass an optimizer, such as"),
+    ],
+)
+def test_what_is_no_optimizer_of_this_interface_is_refused(
+    inner: Any, action: str
+) -> None:
+    with pytest.raises(TypeError, match=action):
+        tw.optimizers.LossScaleOptimizer(inner)
+
+
+def test_a_representation_names_optimizer_and_scale() -> None:
+    inner = tw.optimizers.SGD(0.5)
+    text = repr(tw.optimizers.LossScaleOptimizer(inner, initial_scale=8.0))
+    assert text == f"LossScaleOptimizer({inner!r}, loss_scale=8)"
+
+
+def test_a_scale_of_half_precision_is_not_rounded_to_its_dtype() -> None:
+    values = torch.tensor([1.0, 2.0], dtype=torch.float16)
+    large = times(values * 2.0**-14, torch.tensor(2.0**17))
+    assert large.tolist() == [8.0, 16.0]
+    small = times(values, torch.tensor(2.0**-20, dtype=torch.float64))
+    assert small.tolist() == [
+        2.0**-20,
+        2.0**-19,
+    ]
+
+
+def test_averages_are_asked_for_by_a_bool() -> None:
+    wrong: Any = "yes"
+    with pytest.raises(TypeError, match="use_ema"):
+        tw.optimizers.Adam(use_ema=wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -110,3 +112,19 @@ def test_slot_dtypes_by_name() -> None:
     assert dtypes == [torch.bfloat16, torch.float64]
     optimizer.apply_gradients([(torch.ones(3), weight)])
     assert optimizer.get_config()["slot_dtypes"] == {"m": "bfloat16", "v": "float64"}
+
+
+def test_accumulation_over_0_steps_is_keras_3s_word_for_none() -> None:
+    assert tw.optimizers.SGD(gradient_accumulation_steps=0).get_config() == (
+        tw.optimizers.SGD().get_config()
+    )
+
+
+@pytest.mark.parametrize("steps", [1, -1, 2.0, True])
+def test_a_count_that_is_none_says_what_to_do(steps: Any) -> None:
+    part = r"a whole number of steps >= 2, or None; got .*Leave it out"
+    with pytest.raises(ValueError, match=part):
+        tw.optimizers.SGD(gradient_accumulation_steps=steps)
+    part = r"a whole number of steps >= 1, or None; got 0"
+    with pytest.raises(ValueError, match=part):
+        tw.optimizers.SGD(use_ema=True, ema_overwrite_frequency=0)

@@ -79,6 +79,25 @@ def test_torch_gradients_are_repeated_too() -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("clipvalue", [None, 0.01])
+def test_torch_gradients_are_recognized_at_once(
+    clipvalue: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = tw.optimizers.SGD(1.0, clipvalue=clipvalue)
+    other = tw.optimizers.SGD(1.0, clipvalue=clipvalue)
+    first, second = table(), table()
+    for seed in range(3):
+        optimizer.apply_gradients([(slices(seed).to_sparse(), first)])
+        other.apply_gradients([(slices(seed), second)])
+    monkeypatch.setattr(optimizer, "_checked", None)  # a closer look would call it
+    gradient = slices(4).to_sparse()
+    given = [(gradient, first)]
+    optimizer.apply_gradients(given)
+    assert given[0][0] is gradient
+    other.apply_gradients([(slices(4), second)])
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("wrong", [-1, ROWS])
 def test_a_wrong_index_changes_nothing(wrong: int) -> None:
     optimizer = tw.optimizers.Adam()

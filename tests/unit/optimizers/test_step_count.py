@@ -192,30 +192,49 @@ def test_copies_count_for_themselves(copied: Callable[[Any], Any]) -> None:
     assert (optimizer.iterations.item(), other.iterations.item()) == (3, 2)
 
 
-def test_what_the_host_does_after_a_step_needs_to_know() -> None:
-    optimizer = tw.optimizers.Nadam(0.1, nonfinite="skip")
-    reference, expected, held = tw.optimizers.Nadam(0.1), variables(), variables()
-    train(reference, expected, (False,))
+def test_states_follow_on_the_device(capture: Callable[[bool], None]) -> None:
+    reference, optimizer = (tw.optimizers.Nadam(0.1) for _ in range(2))
+    expected, held = variables(), variables()
+    train(reference, expected, (False,) * 5)
     with device():
-        train(optimizer, held, (False, True))
-        assert not clock_of(optimizer).decides
-        assert not optimizer.last_step_applied
-    assert optimizer.iterations.item() == 1
+        train(optimizer, held, (False,) * 2)
+        cache = optimizer.state_variables()["momentum_cache"]
+        capture(True)
+        optimizer.apply_gradients(zip(gradients(2), held, strict=True))
+        capture(False)
+        assert clock_of(optimizer).states["momentum_cache"].item() == cache.item()
+        for step in (3, 4):
+            optimizer.apply_gradients(zip(gradients(step), held, strict=True))
+    assert cache.item() == pytest.approx(reference.state_variables()["momentum_cache"])
     assert agree(held, expected)
 
 
-def test_states_of_the_host_are_not_captured(
-    capture: Callable[[bool], None],
-) -> None:
-    optimizer, held = tw.optimizers.Nadam(0.1), variables()
+def test_states_wait_where_a_step_is_left_out() -> None:
+    options: dict[str, Any] = {"ema_overwrite_frequency": 2, "use_ema": True}
+    reference = tw.optimizers.Nadam(0.1, **options)
+    optimizer = tw.optimizers.Nadam(0.1, nonfinite="skip", **options)
+    expected, held = variables(), variables()
+    for step in (0, 2, 5):
+        reference.apply_gradients(zip(gradients(step), expected, strict=True))
     with device():
-        train(optimizer, held, (False,))
-        capture(True)
-        with pytest.raises(RuntimeError, match="outside the graph"):
-            train(optimizer, held, (False,))
-        capture(False)
-        train(optimizer, held, (False,))
-    assert optimizer.iterations.item() == 2
+        train(optimizer, held, (False, True, False, True, True, False))
+        assert clock_of(optimizer).decides
+    assert optimizer.iterations.item() == 3
+    assert agree(held, expected)
+
+
+def test_a_restored_state_is_followed() -> None:
+    reference, optimizer = (tw.optimizers.Nadam(0.1) for _ in range(2))
+    expected, held = variables(), variables()
+    for one, own in ((reference, expected), (optimizer, held)):
+        with device():
+            train(one, own, (False,))
+            one.state_variables()["momentum_cache"].assign(0.25)
+            if one is optimizer:
+                one._settings.nonfinite = "skip"  # the device counts from here on
+            train(one, own, (False, False))
+    assert clock_of(optimizer).decides
+    assert agree(held, expected)
 
 
 def slices(step: int, bad: bool) -> IndexedSlices:

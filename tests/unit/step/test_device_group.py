@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.codegen.bits import same_bits
 from tests.codegen.triton_runs import interpreting
-from thalweg.compiler import Rule, compile_rule, reads_shape
+from thalweg.compiler import Rule, compile_rule
 from thalweg.step import GRADIENT_SCALE, STEP, bind_rule
 from thalweg.step.device_group import DeviceGroup, device_groups
 from thalweg.step.device_kernel import DeviceKernel
@@ -84,8 +84,7 @@ def both_groups(
     members: Sequence[Member], dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[Group, DeviceGroup, list[Member]]:
     first = members[0]
-    with_shape = reads_shape(first.rule, (), first.layouts)
-    key = first.key(dtype, with_shape=with_shape)
+    key = first.key(dtype)
     positions, twins = list(range(len(members))), copied(members)
     kernel = compile_rule(key)
     group = Group(kernel, members, positions, **options)
@@ -248,9 +247,7 @@ def test_a_plan_gets_one_group_for_each_kernel_and_device(
 
 
 def test_a_device_kernel_says_what_it_is() -> None:
-    key = members_of(momentum, [[torch.ones(2)] * 2])[0].key(
-        torch.float32, with_shape=False
-    )
+    key = members_of(momentum, [[torch.ones(2)] * 2])[0].key(torch.float32)
     kernel = DeviceKernel(key, torch.device("cpu"))
     assert kernel.backend == "triton"
     assert kernel.num_passes == 1

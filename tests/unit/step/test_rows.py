@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from thalweg.compiler import Rule
 from thalweg.state import IndexedSlices
 from thalweg.step import RowUpdate, launch_row_updates
 from thalweg.step.group import Member
-from thalweg.step.rows import RowPlan
+from thalweg.step.rows import RowMode, RowPlan
 
 
 def momentum(var: Any, m: Any, grad: Any, *, lr: Any) -> Any:
@@ -68,6 +69,27 @@ def test_steps_over_other_rows_each_time(threads: int, width: int) -> None:
         torch.set_num_threads(before)
     assert torch.equal(slot, expected_slot)
     assert torch.equal(var, expected)
+
+
+@pytest.mark.parametrize("mode", ["sum", "sequence"])
+def test_threads_and_shares_do_not_show(mode: RowMode) -> None:
+    generator = torch.Generator().manual_seed(7)
+    indices = torch.randint(3000, (5000,), generator=generator)
+    indices[::3] = 17  # more often than a share has rows
+    values = torch.randn(5000, 16, generator=generator)
+    results: list[Tensor] = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            var, slot = torch.ones(3000, 16), torch.zeros(3000, 16)
+            one = update(var, slot, indices, values)
+            launch_row_updates([replace(one, mode=mode)], VALUES)
+            results.append(torch.cat([var, slot]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("width", [1, 2, 63, 64, 65, 129, 255, 256, 257, 700])
@@ -190,3 +212,21 @@ def test_a_row_plan_takes_only_what_its_kernels_take() -> None:
     assert plan.fits([wrong])
     assert not plan.load([wrong], VALUES)
     assert var.eq(1).all()
+
+
+@pytest.mark.parametrize("strided", ["indices", "values", "variable"])
+def test_gaps_change_no_bits(strided: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    indices = torch.randint(0, 8, (40,), generator=generator)
+    values = torch.randn(40, 6, generator=generator).bfloat16()
+    expected = [torch.ones(8, 6), torch.zeros(8, 6)]
+    launch_row_updates([update(*expected, indices, values)], VALUES)
+    found = [torch.ones(8, 6), torch.zeros(8, 6)]
+    if strided == "indices":
+        indices = indices.repeat_interleave(2)[::2]
+    elif strided == "values":
+        values = values.t().contiguous().t()
+    else:
+        found = [tensor.t().contiguous().t() for tensor in found]
+    launch_row_updates([update(*found, indices, values)], VALUES)
+    assert all(map(torch.equal, found, expected))
