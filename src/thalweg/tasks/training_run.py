@@ -198,11 +198,23 @@ def _check(options: Options) -> None:
 
 
 def _strategy(options: Options) -> distribute.Strategy:
+    if options.device is not None:
+        _check_device(options.device)
     if options.strategy == "mirrored":
         return distribute.MirroredStrategy(options.device)
     if options.device is not None:
         return distribute.OneDeviceStrategy(options.device)
     return distribute.get_strategy()
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    # torch's errors about devices are of many kinds.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        expected, reason = "a device of this machine", str(error).partition("\n")[0]
+        action = f"Pass another, such as cpu ({reason})."
+        raise ValueError(message("device", expected, repr(device), action)) from error
 
 
 def _optimizer(task: Task, options: Options) -> optimizers.Optimizer:
@@ -241,6 +253,7 @@ def _prepare(task: Task, problem: Problem, options: Options) -> _Run:
         model=model,
         optimizer=chosen,
         position=model.data_position,
+        figures=model.data_position.figures,
         random_state=RandomState(),
     )
     run = _Run(model, checkpoint, {}, options.out.absolute())

@@ -13,19 +13,24 @@ import torch
 
 from thalweg.checkpoint import Checkpoint
 from thalweg.errors import message, nearest
+from thalweg.state import named_variables
+from thalweg.training.backup import BackupAndRestore, check_save_freq
 from thalweg.training.callback import Callback, Logs
-from thalweg.training.history import History
+from thalweg.training.history import History, Remembering
 from thalweg.training.progress import ProgressBar
 
 __all__ = [
+    "BackupAndRestore",
     "Callback",
     "EarlyStopping",
     "History",
     "LambdaCallback",
     "ModelCheckpoint",
     "ProgressBar",
+    "TerminateOnNaN",
 ]
 
+_MAX_NAMED = 5
 _MODES = ("auto", "min", "max")
 _GROWING = re.compile(r"acc|auc|precision|recall|f1|cosine")
 
@@ -73,7 +78,7 @@ class _Monitor:
         return False
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(Remembering):
     """Ends training when a figure no longer improves.
 
     Args:
@@ -111,10 +116,10 @@ class EarlyStopping(Callback):
         self.stopped_epoch: int | None = None
         self.best_epoch: int | None = None
         self._weights: dict[str, Any] | None = None
-        self._is_restored = False
-        self._reset()
+        self.forget()
 
-    def _reset(self) -> None:
+    def forget(self) -> None:
+        """Forget all epochs."""
         monitor, mode, min_delta = self._settings
         self._monitor = _Monitor("EarlyStopping", monitor, mode, min_delta)
         if self.baseline is not None:
@@ -122,30 +127,26 @@ class EarlyStopping(Callback):
         self._waited = 0
         self.stopped_epoch = self.best_epoch = self._weights = None
 
-    def on_train_begin(self, logs: Logs = None) -> None:
-        """Forget earlier runs, except one that was restored."""
-        del logs
-        if not self._is_restored:
-            self._reset()
-        self._is_restored = False
-
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint saves."""
         return {
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "stopped_epoch": self.stopped_epoch,
             "waited": self._waited,
             "weights": self._weights,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what `state_dict` gave; the next run goes on with it."""
-        self._reset()
+        self.forget()
         self._monitor.best = state_dict["best"]
         self.best_epoch = state_dict["best_epoch"]
+        # Earlier versions did not save it.
+        self.stopped_epoch = state_dict.get("stopped_epoch")
         self._waited = state_dict["waited"]
         self._weights = state_dict["weights"]
-        self._is_restored = True
+        self.remember()
 
     @property
     def best(self) -> float:
@@ -157,6 +158,7 @@ class EarlyStopping(Callback):
         value = self._monitor.read(logs)
         if value is None:
             return
+        self.stopped_epoch = None
         self._waited += 1
         if self._monitor.improves(value):
             self._waited, self.best_epoch = 0, epoch
@@ -198,12 +200,7 @@ class ModelCheckpoint(Callback):
         save_freq: str | int = "epoch",
     ) -> None:
         super().__init__()
-        is_count = isinstance(save_freq, int) and save_freq > 0
-        if save_freq != "epoch" and not is_count:
-            expected, action = "save_freq 'epoch' or a number of steps", "Pass one."
-            raise ValueError(
-                message("ModelCheckpoint", expected, repr(save_freq), action)
-            )
+        check_save_freq("ModelCheckpoint", save_freq)
         self.path = str(path)
         self.last_saved: Path | None = None
         self._monitor = _Monitor("ModelCheckpoint", monitor, mode)
@@ -211,6 +208,15 @@ class ModelCheckpoint(Callback):
         self._save_freq = save_freq
         self._steps = 0
         self._epoch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint saves: the best value so far, and the steps counted."""
+        return {"best": self._monitor.best, "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        self._monitor.best = state_dict["best"]
+        self._steps = state_dict["steps"]
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Note the epoch."""
@@ -245,6 +251,33 @@ class ModelCheckpoint(Callback):
             parts["optimizer"] = self.model.optimizer
         Checkpoint(**parts).save(path, overwrite=True)
         self.last_saved = path
+
+
+class TerminateOnNaN(Callback):
+    """Ends training, with a warning, when the loss is NaN or infinite.
+
+    By then the variables may be so, too; the warning names them. An optimizer with
+    ``nonfinite="error"`` or ``"skip"`` looks at gradients instead, before a step. This
+    callback reads the loss after every step, for which a GPU is waited for.
+    """
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Look at the loss."""
+        loss = float((logs or {}).get("loss", 0.0))
+        model: Any = self.model
+        # All replicas stop in the same step: one that left would be waited for.
+        if not model.replicas.total(int(not math.isfinite(loss))):
+            return
+        self.model.stop_training = True
+        found = named_variables(self.model).items()
+        names = [n for n, v in found if not torch.isfinite(v.detach()).all()]
+        shown = ", ".join(names[:_MAX_NAMED])
+        more = f" and {len(names) - _MAX_NAMED} more" if names[_MAX_NAMED:] else ""
+        warnings.warn(
+            f"TerminateOnNaN: the loss is {loss} in step {batch + 1}; training ends "
+            f"here. Variables with an inf or NaN: {shown or 'none'}{more}.",
+            stacklevel=4,
+        )
 
 
 class LambdaCallback(Callback):
@@ -292,3 +325,7 @@ def _filled(path: str, values: dict[str, Any]) -> str:
                 message("ModelCheckpoint", "a figure of the epoch", repr(name), action)
             )
     return path.format(**values)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

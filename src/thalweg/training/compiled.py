@@ -13,7 +13,7 @@ import torch
 
 from thalweg.errors import message
 from thalweg.training import loss_adapters, metrics
-from thalweg.training.loss_adapters import num_rows
+from thalweg.training.loss_adapters import FunctionLoss, num_rows
 from thalweg.training.losses import Loss
 from thalweg.training.mean_metrics import Mean, Metric
 from thalweg.training.replicas import Replicas
@@ -41,6 +41,9 @@ class LossesContainer:
 
     def __init__(self, loss: Any = None) -> None:
         self.loss: Loss | None = None if loss is None else loss_adapters.get(loss)
+        # A function or class of the user's may do without.
+        is_ours = type(self.loss).__module__.startswith("thalweg.")
+        self._needs_targets = is_ours and type(self.loss) is not FunctionLoss
         self.metric = Mean("loss")
         self._replicas = Replicas()
         self._labels_are_clean = False
@@ -96,6 +99,10 @@ class LossesContainer:
         loss = self.loss
         if loss is None:
             return self._only(extra, y_true, y_pred)
+        targets: object = y_true
+        if targets is None and self._needs_targets:
+            action = "Pass y to fit, or data of (x, y)."
+            raise ValueError(message(loss.name, "targets", "none", action))
         if not self._is_plain or sample_weight is not None or item_count is not None:
             return self._divided(loss, y_true, y_pred, sample_weight, extra, item_count)
         value, count = loss.mean(y_true, y_pred)

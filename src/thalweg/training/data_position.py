@@ -2,13 +2,13 @@
 
 The order is drawn from a generator of its own, whose state at the start of the epoch
 is kept. So a run that is resumed in the middle of an epoch draws the same order and
-passes over the batches it has seen.
+passes over the batches it has seen. What was measured in them can be saved, too.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,53 @@ from thalweg.errors import message
 _KEYS = {"epoch", "batch", "generator", "random"}
 
 
+class RunningFigures:
+    """What was measured so far in the epoch that runs; each replica has its own.
+
+    Saved beside the position, it makes the figures of an epoch that is gone on with
+    those of the whole epoch, not of its rest.
+
+    Example:
+        >>> figures = RunningFigures()
+        >>> figures.load_state_dict({"names": ["loss"]})
+        >>> figures.begin(lambda: {"names": []}), figures.state_dict()
+        ({'names': ['loss']}, {'names': []})
+    """
+
+    is_per_rank = True
+
+    def __init__(self) -> None:
+        self._read: Callable[[], dict[str, Any]] | None = None
+        self._restored: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return "RunningFigures()"
+
+    def begin(self, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Begin an epoch.
+
+        Args:
+            read: Gives what is to be saved in its course.
+
+        Returns:
+            What was restored for it; it is empty in an epoch that begins anew.
+        """
+        restored, self._restored, self._read = self._restored, {}, read
+        return restored
+
+    def end(self) -> None:
+        """End the epoch: forget what was measured and what was restored."""
+        self._read, self._restored = None, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint saves: nothing between two epochs."""
+        return {} if self._read is None else self._read()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave, for the next epoch that begins."""
+        self._restored = state_dict
+
+
 class DataPosition:
     """The position in the data of a model's training.
 
@@ -27,6 +74,7 @@ class DataPosition:
         epoch: Number of the current epoch, or of the next one between two epochs.
         batch: How many batches of it have been trained on.
         first_epoch: Where the current run began.
+        figures: What was measured in the current epoch.
 
     Example:
         >>> position = DataPosition()
@@ -45,10 +93,14 @@ class DataPosition:
         self.epoch = 0
         self.batch = 0
         self.first_epoch = 0
+        self.figures = RunningFigures()
         self._generator = torch.Generator()
         self._state = self._generator.get_state()
         self._random = torch.get_rng_state()
         self._is_restored = False
+
+    def __repr__(self) -> str:
+        return f"<DataPosition: epoch {self.epoch}, batch {self.batch}>"
 
     def start(self, epoch: int, replicas: int = 1) -> None:
         """Begin a run: at the restored position if there is one, else anew.
@@ -64,6 +116,7 @@ class DataPosition:
             self._is_restored = False
             self.first_epoch = self.epoch
             return
+        self.figures.end()
         seed = torch.randint(2**62, ())
         if replicas > 1:
             seed = seed.to(communication_device())
@@ -144,6 +197,7 @@ class DataPosition:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._generator = torch.Generator()
+        self.figures = RunningFigures()
         self.first_epoch = state["epoch"]
         restored = state.pop("restored")
         self.load_state_dict(state)

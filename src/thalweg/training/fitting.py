@@ -10,6 +10,7 @@ import torch
 
 from thalweg.distribute import get_replica_context, has_strategy
 from thalweg.errors import message
+from thalweg.state import name_of, register_names
 from thalweg.training.arguments import (
     batch_size_for,
     check_count,
@@ -18,7 +19,7 @@ from thalweg.training.arguments import (
     validation_parts,
 )
 from thalweg.training.callback import Callback, CallbackList
-from thalweg.training.callbacks import ModelCheckpoint
+from thalweg.training.callbacks import BackupAndRestore, ModelCheckpoint
 from thalweg.training.data_adapter import make_source
 from thalweg.training.history import History
 from thalweg.training.labels import check_labels
@@ -223,6 +224,8 @@ class Fitting(Runnable):
         has_bar = any(isinstance(one, ProgressBar) for one in listed)
         if shown and not has_bar and self.replicas.rank == 0:
             listed.append(ProgressBar(verbose=shown))
+        # A backup is made of what all the others have done, wherever it is listed.
+        listed.sort(key=lambda one: isinstance(one, BackupAndRestore))
         return CallbackList([*([] if record is None else [record]), *listed])
 
     def _source(
@@ -312,8 +315,14 @@ class Fitting(Runnable):
         steps = min(known) if known else None
         told.begin(self, {"epochs": epochs, "steps": steps})
         self.data_position.start(initial_epoch, self.replicas.count)
+        self._name_variables()
         self.distribute_strategy.extended.broadcast_initial(list(self.variables))
         self.history = record
+
+    def _name_variables(self) -> None:
+        """Let messages and ``per_variable`` know variables by their paths."""
+        if any(name_of(variable) is None for variable in self.trainable_variables):
+            register_names(self)
 
     # ------------------------------------------------------------------- loops
 
@@ -343,7 +352,7 @@ class Fitting(Runnable):
 
     def _may_hold(self, told: CallbackList) -> bool:
         """Whether nobody can change within an epoch which variables train."""
-        lookers = (ProgressBar, ModelCheckpoint)
+        lookers = (ProgressBar, ModelCheckpoint, BackupAndRestore)
         others = CallbackList(one for one in told.callbacks if type(one) not in lookers)
         hooks = others.hooks("on_train_batch_begin") + others.hooks(
             "on_train_batch_end"

@@ -13,14 +13,21 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
+from torch import nn
 
 from thalweg.distribute import all_reduce
 from thalweg.errors import describe, message
 from thalweg.training.callback import CallbackList
-from thalweg.training.mean_metrics import Mean
+from thalweg.training.classification import (
+    BinaryAccuracy,
+    CategoricalAccuracy,
+    SparseCategoricalAccuracy,
+)
+from thalweg.training.mean_metrics import Mean, Metric
 from thalweg.training.replicas import Replicas
 from thalweg.training.sources import AbstractSource
 from thalweg.training.structure import concatenate_structures, flatten, map_structure
+from thalweg.training.torch_metric import TorchMetric
 from thalweg.training.trained import Trained
 
 Figures = dict[str, Any]
@@ -75,8 +82,10 @@ class EpochLoop:
         """
         self._model.reset_metrics()
         others = _OtherFigures(self._model)
-        number, figures = skip, {}
+        number, figures = skip, self._go_on(others, skip)
         with ExitStack() as held:
+            if self._position is not None:
+                held.callback(self._position.figures.end)
             for number, batch in enumerate(self._batches(epoch, skip), skip + 1):
                 figures = self._one(number, batch, others)
                 if number == skip + 1 and self._holding is not None:
@@ -95,12 +104,22 @@ class EpochLoop:
         if others.are_wanted:
             others.add(figures, batch)
         if self._position is not None:
-            self._position.batch = number
+            self._position.batch, others.latest = number, figures
         if self._end_hooks:
             flat = flat_figures(figures)
             for hook in self._end_hooks:
                 hook(number - 1, flat)
         return figures
+
+    def _go_on(self, others: _OtherFigures, skip: int) -> Figures:
+        """Give metrics back what was restored; return the names of the figures."""
+        if self._position is None:
+            return {}
+        saved = self._position.figures.begin(others.state)
+        if not skip or not saved:
+            return {}
+        others.restore(saved, self._source.device)
+        return others.latest
 
     def _batches(self, epoch: int, skip: int) -> Iterator[Any]:
         batches = self._source.epoch(epoch, skip)
@@ -110,7 +129,7 @@ class EpochLoop:
 
     def _over_epoch(self, figures: Figures, others: _OtherFigures) -> Figures:
         reduce = _reducer(self._source) if self._is_shared else None
-        by_name = {metric.name: metric for metric in self._model.metrics}
+        by_name = others.metrics
         found: Figures = {}
         for name in figures:
             metric = others.means[name] if name in others.means else by_name[name]
@@ -119,14 +138,44 @@ class EpochLoop:
 
 
 class _OtherFigures:
-    """Figures a step returns that are no results of metrics: averaged over samples."""
+    """Figures a step returns that are no results of metrics: averaged over samples.
+
+    It also gives and takes what these and the metrics hold in the middle of an epoch.
+    """
 
     def __init__(self, model: Trained) -> None:
         self._model = model
         self.means: dict[str, Mean] = {}
         # Until the first step has shown what it returns, everything is looked at.
         self.are_wanted = True
+        self.latest: Figures = {}
         self._is_first = True
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics by name; the loss's may not have been called yet."""
+        metrics = self._model.compiled_loss.metric, *self._model.metrics
+        return {metric.name: metric for metric in metrics}
+
+    def state(self) -> Figures:
+        """What goes on with the epoch: all that was measured so far."""
+        return {
+            "names": list(self.latest),
+            "metrics": {name: _state_of(one) for name, one in self.metrics.items()},
+            "means": {name: _state_of(one) for name, one in self.means.items()},
+        }
+
+    def restore(self, saved: Figures, device: torch.device) -> None:
+        """Take what `state` gave."""
+        self.latest = dict.fromkeys(saved["names"])
+        self.means = {name: Mean(name) for name in saved["means"]}
+        self._is_first, self.are_wanted = False, bool(self.means)
+        metrics = self.metrics
+        for name, state in saved["metrics"].items():
+            if name in metrics:
+                _put_state(metrics[name], state, device)
+        for name, state in saved["means"].items():
+            _put_state(self.means[name], state, device)
 
     def add(self, figures: Figures, batch: Any) -> None:
         if self._is_first:
@@ -146,6 +195,66 @@ class _OtherFigures:
         measured = {one.name for one in self._model.metrics if not one.is_empty}
         self.means = {name: Mean(name) for name in figures if name not in measured}
         self.are_wanted = bool(self.means)
+
+
+def _state_of(metric: Any) -> Figures:
+    """What a metric holds: its own `state_dict`, or numbers and tensors."""
+    if _is_stateful(metric):
+        return {"own": metric.state_dict()}
+    return {
+        path: {name: one for name, one in vars(holder).items() if _is_number(one)}
+        for path, holder in _holders(metric).items()
+    }
+
+
+def _put_state(metric: Any, state: Figures, device: torch.device) -> None:
+    """Give a metric what it held."""
+    if _is_stateful(metric):
+        metric.load_state_dict(state["own"])
+        return
+    for kind in _CHOSEN:
+        # `Accuracy` chooses one of these when it sees its first batch.
+        if f"_metric {kind.__name__}" in state and vars(metric)["_metric"] is None:
+            vars(metric)["_metric"] = kind(metric.name)
+    holders = _holders(metric)
+    for path, values in state.items():
+        for name, value in values.items() if path in holders else ():
+            setattr(holders[path], name, map_structure(_to(device), value))
+
+
+_CHOSEN = (BinaryAccuracy, CategoricalAccuracy, SparseCategoricalAccuracy)
+
+
+def _is_stateful(metric: Any) -> bool:
+    return hasattr(metric, "state_dict") and hasattr(metric, "load_state_dict")
+
+
+def _holders(metric: Any) -> dict[str, Any]:
+    """The metric and all within it that holds numbers, by path."""
+    found = {"": metric}
+    if isinstance(metric, TorchMetric):
+        inner = metric.metric
+        parts = list(inner.values()) if hasattr(inner, "values") else [inner]
+        for number, part in enumerate(parts):
+            modules = part.named_modules() if isinstance(part, nn.Module) else ()
+            found |= {f"{number} {path}": one for path, one in modules or [("", part)]}
+    for name, value in vars(metric).items():
+        if isinstance(value, Metric):
+            found[f"{name} {type(value).__name__}"] = value
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(one, torch.Tensor) for one in value)
+    return isinstance(value, (bool, int, float, torch.Tensor))
+
+
+def _to(device: torch.device) -> Callable[[Any], Any]:
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    return moved
 
 
 def flat_figures(figures: Figures) -> Figures:

@@ -157,6 +157,12 @@ def get(identifier: str | Callable[..., Any] | Loss) -> Loss:
             raise ValueError(message("loss", "a known name", repr(identifier), action))
         return make()
     if isinstance(identifier, Loss):
+        if (
+            type(identifier).items is Loss.items
+            and type(identifier).total is Loss.total
+        ):
+            expected, action = "a loss with a method items", "Derive a class from Loss."
+            raise TypeError(message("loss", expected, describe(identifier), action))
         return identifier
     if isinstance(identifier, type) and issubclass(identifier, (Loss, nn.Module)):
         return get(identifier())

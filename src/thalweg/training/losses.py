@@ -19,6 +19,21 @@ from torch.nn import functional
 from thalweg.errors import describe, message
 from thalweg.training.alignment import aligned, weighted
 
+__all__ = [
+    "IGNORED_LABEL",
+    "NAMES",
+    "BinaryCrossentropy",
+    "CategoricalCrossentropy",
+    "CosineSimilarity",
+    "ElementwiseLoss",
+    "Huber",
+    "KLDivergence",
+    "Loss",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "SparseCategoricalCrossentropy",
+]
+
 Tensor = torch.Tensor
 _EPSILON = 1e-7
 IGNORED_LABEL = -100
@@ -48,6 +63,9 @@ class Loss:
 
     def __init__(self, name: str | None = None) -> None:
         self.name = type(self).__name__ if name is None else name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
 
     def __call__(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
@@ -364,3 +382,7 @@ NAMES: dict[str, Callable[[], Loss]] = _CLASSES | {
     name: _elementwise(name, function) for name, function in _ELEMENTWISE.items()
 }
 NAMES |= {alias: NAMES[name] for alias, name in _ALIASES.items()}
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -34,6 +34,9 @@ class Metric:
     def __init__(self, name: str | None = None) -> None:
         self.name = type(self).__name__.lower() if name is None else name
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
     @property
     def is_empty(self) -> bool:
         """Whether there was no batch yet; False if the metric does not know."""

@@ -71,18 +71,18 @@ def get(identifier: Any, loss: Any = None) -> Metric:
 
 
 def _by_name(name: str, loss: Any) -> Metric:
-    folded = name.lower()
+    known = {one.replace("_", ""): one for one in NAMES}
+    folded = known.get(name.lower().replace("_", ""))
+    if folded is None:
+        action = nearest(name, NAMES)
+        raise ValueError(message("metrics", "a known name", repr(name), action))
     if folded in ("accuracy", "acc"):
         return Accuracy(name, loss)
     if folded in _BINARY:
         return _BINARY[folded](name, threshold_for(loss))
     if folded in _PLAIN:
         return _PLAIN[folded](name)
-    if folded in LOSS_NAMES:
-        return MeanOf(name, LOSS_NAMES[folded]().items)
-    raise ValueError(
-        message("metrics", "a known name", repr(name), nearest(name, NAMES))
-    )
+    return MeanOf(name, LOSS_NAMES[folded]().items)
 
 
 _BINARY: dict[str, Callable[[str, float], Metric]] = {
@@ -96,3 +96,7 @@ _PLAIN: dict[str, Callable[[str], Metric]] = {
     "top_k_categorical_accuracy": lambda name: TopKCategoricalAccuracy(5, name),
 }
 NAMES = ("accuracy", "acc", *_BINARY, *_PLAIN, *LOSS_NAMES)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,7 +11,7 @@ from torch import nn
 
 from thalweg import optimizers
 from thalweg.distribute import Strategy, get_strategy, has_strategy
-from thalweg.errors import describe, message
+from thalweg.errors import describe, message, nearest
 from thalweg.gradients import GradientTape
 from thalweg.training import data_adapter
 from thalweg.training.compiled import LossesContainer, MetricsContainer
@@ -83,7 +83,7 @@ class Model(Fitting):
         self.compiled_loss = LossesContainer()
         self.compiled_metrics = MetricsContainer()
         self.data_position = DataPosition()
-        self.history = None
+        self.history: Any = None
         self.stop_training = False
         # Last: what is set above is the model's, whatever names the module has.
         self._wrap(module)
@@ -144,7 +144,7 @@ class Model(Fitting):
         loss: Any = None,
         metrics: Any = None,
         jit_compile: bool = False,
-        autocast: str | None = None,
+        autocast: str | torch.dtype | None = None,
     ) -> None:
         """Say how the model trains. Without arguments, for an own `train_step`.
 
@@ -154,9 +154,9 @@ class Model(Fitting):
                 (y_true, y_pred), or a `torch.nn` loss.
             metrics: Names, functions or torchmetrics objects, one or several.
             jit_compile: Whether the forward pass runs through `torch.compile`.
-            autocast: "bfloat16" runs the forward pass in that dtype where torch
-                holds it safe; outputs come back in float32. So does "float16", which
-                needs a `LossScaleOptimizer`.
+            autocast: "bfloat16" or torch's dtype runs the forward pass in it where
+                torch holds it safe; outputs come back in float32. So does "float16",
+                which needs a `LossScaleOptimizer`.
 
         Raises:
             ValueError: If a name is unknown; the nearest known one is said. If
@@ -294,29 +294,31 @@ def _optimizer_of(optimizer: Any) -> Any:
     is_alike = hasattr(optimizer, "minimize") and hasattr(optimizer, "apply_gradients")
     if is_alike and not isinstance(optimizer, type):
         return optimizer
-    if isinstance(optimizer, torch.optim.Optimizer):
+    cls = optimizer if isinstance(optimizer, type) else type(optimizer)
+    if issubclass(cls, torch.optim.Optimizer):
         raise TypeError(
             message(
                 "compile",
                 "an optimizer that can minimize",
-                f"{type(optimizer).__name__}, which has torch's interface",
+                f"{cls.__name__}, which has torch's interface",
                 "Pass one of thalweg.optimizers, or use it in an own train_step.",
             )
         )
     return optimizers.get(optimizer)
 
 
-def _autocast_of(name: str | None, optimizer: Any) -> torch.dtype | None:
-    if name is None:
+def _autocast_of(given: str | torch.dtype | None, optimizer: Any) -> Any:
+    if given is None:
         return None
-    has_scale = isinstance(optimizer, optimizers.LossScaleOptimizer)
-    if name not in _AUTOCAST_DTYPES or (name == "float16" and not has_scale):
-        action = "float16 needs a tw.LossScaleOptimizer, bfloat16 does not."
-        raise ValueError(
-            message(
-                "compile", "autocast 'bfloat16', 'float16' or None", repr(name), action
-            )
-        )
+    name = str(given).removeprefix("torch.")
+    if name not in _AUTOCAST_DTYPES:
+        expected = "autocast 'bfloat16', 'float16' or None"
+        action = nearest(name, _AUTOCAST_DTYPES)
+        raise ValueError(message("compile", expected, repr(given), action))
+    if name == "float16" and not isinstance(optimizer, optimizers.LossScaleOptimizer):
+        expected = "a tw.LossScaleOptimizer with autocast='float16'"
+        action = "Wrap the optimizer in it; 'bfloat16' needs none."
+        raise ValueError(message("compile", expected, describe(optimizer), action))
     return _AUTOCAST_DTYPES[name]
 
 

@@ -16,6 +16,7 @@ class Trained(Protocol):
     compiled_loss: LossesContainer
     compiled_metrics: MetricsContainer
     data_position: DataPosition
+    history: Any
 
     @property
     def optimizer(self) -> Any:

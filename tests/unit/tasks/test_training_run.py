@@ -157,6 +157,8 @@ def test_another_optimizer_has_its_own_learning_rate(tmp_path: Path) -> None:
         ({"optimizer": "adm"}, "Did you mean 'adam'"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"resume": Path("nowhere")}, "resume: expected a checkpoint"),
+        ({"device": "nonsense"}, "device: expected a device of this machine"),
+        ({"device": "cuda:99"}, "Pass another, such as cpu"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_written(

@@ -17,6 +17,7 @@ from thalweg.training.callbacks import (
     LambdaCallback,
     ModelCheckpoint,
     ProgressBar,
+    TerminateOnNaN,
 )
 
 X, Y = torch.ones(8, 2), torch.ones(8, 1)
@@ -148,3 +149,23 @@ def test_the_bar_is_closed_when_training_fails():
 def test_evaluate_writes_one_line(capsys):
     model_of().evaluate(X, Y)
     assert capsys.readouterr().out.startswith("evaluated")
+
+
+def test_a_loss_that_is_nan_ends_training_and_names_variables():
+    model = Model(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
+    model.compile(tw.optimizers.SGD(0.01), "mse")
+    x = X.clone()
+    x[5] = float("nan")
+    seen: list[int] = []
+    note = LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
+    options = {"batch_size": 2, "epochs": 3, "shuffle": False, "verbose": 0}
+    with pytest.warns(
+        UserWarning, match=r"is nan in step 3; .*0\.weight, 0\.bias, 1\."
+    ):
+        model.fit(x, Y, callbacks=[TerminateOnNaN(), note], **options)
+    assert seen == [0, 1, 2]
+
+
+def test_a_finite_loss_ends_nothing():
+    history = model_of().fit(X, Y, epochs=2, callbacks=[TerminateOnNaN()], verbose=0)
+    assert history.epoch == [0, 1]

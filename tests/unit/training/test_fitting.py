@@ -319,3 +319,45 @@ def test_ignored_labels_do_not_count():
     loss, accuracy = model.evaluate(X[10:], Y[10:], verbose=0)
     assert history["loss"][0] == pytest.approx(loss, rel=1e-5)
     assert history["accuracy"][0] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("clip", [{}, {"clipnorm": 1.0}])
+def test_an_error_in_fit_names_variables(clip):
+    model = model_of()
+    model.compile(tw.optimizers.SGD(0.1, nonfinite="error", **clip), "mse")
+    x, y = X.copy(), np.zeros((COUNT, 3))
+    x[0] = np.nan
+    with pytest.raises(FloatingPointError, match=r"0\.weight.*2\.bias"):
+        model.fit(x, y, batch_size=COUNT, verbose=0)
+
+
+def test_fit_knows_names_for_settings_of_single_variables():
+    model = model_of()
+    optimizer = tw.optimizers.SGD(0.1, per_variable={"2.*": {"learning_rate": 0.0}})
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    before = [one.detach().clone() for one in model.parameters()]
+    model.fit(X, Y, verbose=0)
+    same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert same == [False, False, True, True]
+
+
+def test_a_history_shows_its_last_figures():
+    model = model_of()
+    history = model.fit(X, Y, epochs=2, verbose=0)
+    figure = history.history["loss"][-1]
+    assert repr(history) == f"<History of 2 epochs: loss {figure:.4g}>"
+    assert repr(tw.training.History()) == "<History of 0 epochs>"
+
+
+@pytest.mark.parametrize("loss", ["mse", nn.MSELoss(), nn.CrossEntropyLoss])
+def test_targets_that_are_missing_are_told(loss):
+    model = model_of(loss=loss)
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"expected targets; got none\. Pass y"):
+        model.fit(X, verbose=0)
+    assert torch.equal(weights(model), before)
+
+
+def test_a_function_may_do_without_targets():
+    model = model_of(loss=lambda y_true, y_pred: y_pred.square())
+    assert model.fit(X, verbose=0).epoch == [0]

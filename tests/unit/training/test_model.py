@@ -246,7 +246,14 @@ def test_jit_compile_runs_the_forward_through_torch_compile(monkeypatch):
         ({"metrics": ["acuracy"]}, ValueError, "Did you mean 'accuracy'"),
         ({"optimizer": "adamm"}, ValueError, "adam"),
         ({"autocast": "float16"}, ValueError, "bfloat16"),
+        ({"autocast": "bf16"}, ValueError, "Did you mean 'bfloat16'"),
         ({"loss": 3}, TypeError, "a loss"),
+        ({"loss": tw.losses.Loss}, TypeError, "a method items"),
+        ({"loss": "nonsense"}, ValueError, "Known: bce, "),
+        ({"metrics": ["nonsense"]}, ValueError, "Known: acc, "),
+        ({"optimizer": "nonsense"}, ValueError, "Known: adadelta, "),
+        ({"optimizer": tw.optimizers.Adam}, TypeError, r"Adam\(\)"),
+        ({"optimizer": torch.optim.Adam}, TypeError, "torch's interface"),
     ],
 )
 def test_compile_refuses_and_changes_nothing(arguments, error, text):
@@ -256,6 +263,14 @@ def test_compile_refuses_and_changes_nothing(arguments, error, text):
     with pytest.raises(error, match=text):
         model.compile(**{"optimizer": "adam", "loss": "mae"} | arguments)
     assert (model.optimizer, model.compiled_loss) == before
+
+
+def test_compile_takes_torchs_dtype_and_names_in_any_spelling():
+    model = Model(network())
+    metrics = ["BinaryAccuracy", "meanAbsoluteError"]
+    model.compile("sgd", "mse", metrics, autocast=torch.bfloat16)
+    history = model.fit(X, Y, verbose=0)
+    assert history.history.keys() == {"loss", *metrics}
 
 
 def test_compile_refuses_torchs_optimizers():
