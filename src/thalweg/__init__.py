@@ -1,15 +1,24 @@
-"""Thalweg: the training core of Keras 2.6, built for PyTorch.
+"""Thalweg: faster, safer optimizers for PyTorch, and the training core of Keras 2.6.
 
-The public names are a lazy table: `import thalweg` loads neither torch nor any room
-of the package, and a name is imported when it is first asked for. That keeps
-`thalweg --help` quick and the optional dependencies optional. The imports under
-`TYPE_CHECKING` say the same to type checkers; a test holds the two together.
+Where to begin:
+
+    tw.optim        torch's optimizers by their names, in the place of `torch.optim`
+    tw.Model        `compile`, `fit`, `evaluate` and `predict` for a torch module
+    tw.optimizers   optimizers with Keras's interface, for `fit` and `GradientTape`
+    tw.Optimizer    the class to derive an optimizer of your own from
+    tw.Checkpoint, tw.CheckpointManager    save everything by name, and go on
+    tw.testing      `check(MyOptimizer)`: the contract test
 
 Example:
     >>> import thalweg as tw
     >>> tw.optimizers.get("adam").learning_rate
     0.001
 """
+
+# The public names are a lazy table: `import thalweg` loads neither torch nor any room
+# of the package, and a name is imported when it is first asked for. That keeps
+# `thalweg --help` quick and the optional dependencies optional. The imports under
+# `TYPE_CHECKING` say the same to type checkers; a test holds the two together.
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -174,7 +183,11 @@ def __getattr__(name: str) -> object:
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     else:
-        raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
+        text = f"module 'thalweg' has no attribute {name!r}"
+        if not name.startswith("_"):
+            question = import_module("thalweg.errors").nearest(name, __all__)
+            text += f". {question}" if question.startswith("Did") else ""
+        raise AttributeError(text)
     globals()[name] = value
     return value
 

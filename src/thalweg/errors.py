@@ -11,6 +11,22 @@ import difflib
 from collections.abc import Iterable
 
 _MAX_REPR_LENGTH = 80
+_MAX_LISTED = 12
+_MAX_CLOSE = 3
+_MARGIN = 0.1
+_OTHER_WORDS = {
+    "alpha": ("rho",),
+    "beta1": ("beta_1",),
+    "beta2": ("beta_2",),
+    "betas": ("beta_1", "beta_2"),
+    "crossentropyloss": ("sparse_categorical_crossentropy",),
+    "ema_decay": ("ema_momentum",),
+    "eps": ("epsilon",),
+    "max_grad_norm": ("global_clipnorm",),
+    "l1loss": ("mean_absolute_error",),
+    "mseloss": ("mean_squared_error",),
+}
+"""What other libraries call a thing, in lower case, and what it may be called here."""
 
 
 class TraceError(TypeError):
@@ -67,11 +83,14 @@ def describe(value: object) -> str:
         return _describe_array(value)
     if isinstance(value, (list, tuple, dict, set, frozenset)):
         return f"a {type(value).__name__} of {_count(len(value))}"
+    if "\n" in repr(value) or type(value).__repr__ is object.__repr__:
+        # An address, or the first of many lines, says less than the class.
+        return f"an object of {type(value).__module__}.{type(value).__qualname__}"
     return f"{_short(value)} ({type(value).__name__})"
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Suggest the known name that is closest to an unknown one.
+    """Suggest the known names that are closest to an unknown one.
 
     Args:
         name: What the user wrote.
@@ -79,19 +98,37 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
     Returns:
         "Did you mean 'adam'? Known: adam, sgd.", without the question when nothing
-        comes close.
+        comes close. Where something does, a long list is left out.
 
     Example:
         >>> nearest("Adm", ["sgd", "adam"])
         "Did you mean 'adam'? Known: adam, sgd."
+        >>> nearest("betas", ["beta_1", "beta_2", "epsilon"])
+        "Did you mean 'beta_1' or 'beta_2'? Known: beta_1, beta_2, epsilon."
     """
     names = sorted(set(known))
     if not names:
         return "Nothing is known here."
     listing = f"Known: {', '.join(names)}."
+    close = _closest(str(name).lower(), names)
+    if not close:
+        return listing
+    question = f"Did you mean {' or '.join(map(repr, close))}?"
+    return question if len(names) > _MAX_LISTED else f"{question} {listing}"
+
+
+def _closest(name: str, names: list[str]) -> list[str]:
+    """Up to a few names that one may have meant, the likeliest first."""
+    said = [one for one in _OTHER_WORDS.get(name, ()) if one in names]
+    if said:
+        return said
     folded = {known_name.lower(): known_name for known_name in reversed(names)}
-    close = difflib.get_close_matches(str(name).lower(), folded, n=1)
-    return f"Did you mean '{folded[close[0]]}'? {listing}" if close else listing
+    found = difflib.get_close_matches(name, folded, n=_MAX_CLOSE)
+    likeness = {f: difflib.SequenceMatcher(None, f, name).ratio() for f in found}
+    # What is much less like it than the first would only distract.
+    least = max(likeness.values(), default=0.0) - _MARGIN
+    near = [one for one in found if likeness[one] >= least]
+    return [folded[one] for one in sorted(near, key=lambda f: (-likeness[f], f))]
 
 
 def _describe_array(value: object) -> str:

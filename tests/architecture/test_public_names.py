@@ -75,6 +75,9 @@ def test_each_name_can_be_reached(name: str) -> None:
 def test_a_wrong_name_is_refused() -> None:
     with pytest.raises(AttributeError, match="'thalweg' has no attribute 'Optimiser'"):
         thalweg.__getattr__("Optimiser")
+    with pytest.raises(AttributeError, match="Did you mean 'Optimizer'"):
+        thalweg.__getattr__("Optimiser")
+    assert not hasattr(thalweg, "__wrapped__")
 
 
 def test_type_checkers_see_the_same_names() -> None:

@@ -40,6 +40,8 @@ def options(name: str, variant: str) -> dict[str, Any]:
         return {}
     if variant == "small slots":
         return {"slot_dtypes": "variable"}
+    if variant == "rounding":
+        return {"slot_dtypes": "variable", "stochastic_rounding": True}
     if variant == "accumulation":
         return {"gradient_accumulation_steps": CYCLE}
     rate = tw.optimizers.schedules.ExponentialDecay(0.02, 3, 0.5)
@@ -83,7 +85,8 @@ def stops_of(*names: object) -> list[int]:
 @every_optimizer
 @every_dtype
 @pytest.mark.parametrize(
-    "variant", ["plain", "small slots", "everything", "accumulation", "loss scale"]
+    "variant",
+    ["plain", "small slots", "rounding", "everything", "accumulation", "loss scale"],
 )
 def test_every_optimizer_resumes_with_the_same_bits(tmp_path, name, dtype, variant):
     def new() -> tuple[nn.Module, Any, tw.Checkpoint]:

@@ -110,7 +110,7 @@ def test_an_error_names_the_variable(cls: type[tw.Optimizer], is_sparse: bool) -
     bad: Any = torch.tensor([1.0, math.nan, 0.0, 0.0], dtype=torch.float64)
     if is_sparse:
         bad = tw.IndexedSlices(bad[:2], torch.tensor([3, 0]))
-    with pytest.raises(FloatingPointError, match=r"\['bad'\]"):
+    with pytest.raises(FloatingPointError, match="in that of bad"):
         optimizer.apply_gradients(
             [(torch.ones_like(variables[0]), variables[0]), (bad, variables[1])]
         )
@@ -265,6 +265,5 @@ def test_a_copy_is_refused_among_averages() -> None:
 
 @every_optimizer
 def test_dtypes_of_unknown_slots_are_refused(cls: type[tw.Optimizer]) -> None:
-    optimizer = cls(slot_dtypes={"nope": "bfloat16"})
     with pytest.raises(ValueError, match=r"slot_dtypes.*'nope'"):
-        optimizer.build([tw.Variable([1.0])])
+        cls(slot_dtypes={"nope": "bfloat16"})

@@ -71,6 +71,29 @@ def test_nearest_without_anything_close_only_lists() -> None:
     assert nearest("sgd", []) == "Nothing is known here."
 
 
+def test_nearest_leaves_a_long_list_out_where_something_is_close() -> None:
+    names = [f"option_{letter}" for letter in "abcdefghijklm"] + ["learning_rate"]
+    assert nearest("lerning_rate", names) == "Did you mean 'learning_rate'?"
+    assert nearest("zzz", names).startswith("Known: learning_rate, option_a")
+
+
+def test_nearest_names_several_that_are_alike() -> None:
+    assert nearest("beta", ["beta_1", "beta_2", "eps"]).startswith(
+        "Did you mean 'beta_1' or 'beta_2'?"
+    )
+
+
+def test_nearest_knows_words_of_other_libraries() -> None:
+    assert nearest("EPS", ["epsilon", "steps"]).startswith("Did you mean 'epsilon'?")
+    assert nearest("eps", ["rho"]) == "Known: rho."
+
+
+def test_describe_names_the_class_of_what_has_no_short_text() -> None:
+    optimizer = torch.optim.SGD([torch.ones(1)], lr=0.1)
+    assert describe(optimizer) == "an object of torch.optim.sgd.SGD"
+    assert describe(object()) == "an object of builtins.object"
+
+
 def test_kinds_of_errors_are_the_builtin_ones() -> None:
     assert issubclass(TraceError, TypeError)
     assert issubclass(CheckpointError, ValueError)

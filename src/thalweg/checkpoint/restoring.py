@@ -17,6 +17,7 @@ from thalweg.checkpoint.matching import (
     HyperPolicy,
     Match,
     added_later,
+    encode_hyperparameters,
     takes_new_hyperparameters,
 )
 from thalweg.distribute.components import is_distributed
@@ -53,10 +54,11 @@ def carry_out(graph: Graph, found: Match, reader: Reader, hyper: HyperPolicy) ->
     _check_numbers(found, reader)
     _check_pending(graph, found, reader)
     _apply(graph, found, reader, hyper)
+    kept = tuple(f"{key}: " for key in _kept_functions(graph, reader))
     for difference in found.hyper_differences:
-        logger.warning(
-            "Checkpoint.restore: %s; the checkpoint's value is in force.", difference
-        )
+        is_kept = difference.startswith(kept)
+        outcome = "own function stays" if is_kept else "value was replaced"
+        logger.warning("Checkpoint.restore: %s, whose %s.", difference, outcome)
 
 
 def _check_numbers(found: Match, reader: Reader) -> None:
@@ -222,8 +224,23 @@ def _restore_hyperparameters(
         for name, content in reader.manifest.hyperparameters[key].items()
         if name in before or takes_new_hyperparameters(owner)
     }
-    undo.append(lambda: owner.restore_hyperparameters(before))
+    keep = getattr(owner, "keep_hyperparameters", None)
+    undo.append(keep() if keep else lambda: owner.restore_hyperparameters(before))
     owner.restore_hyperparameters({**added_later(owner), **saved})
+
+
+def _kept_functions(graph: Graph, reader: Reader) -> list[str]:
+    """Keys of hyperparameters that are not what the checkpoint has.
+
+    A schedule or function of the object's own is not replaced by a number.
+    """
+    return [
+        hyper_key(key, name)
+        for key, saved in reader.manifest.hyperparameters.items()
+        if key in graph.owners
+        for name, content in encode_hyperparameters(key, graph.owners[key]).items()
+        if content != saved.get(name, content)
+    ]
 
 
 def _restore_value(

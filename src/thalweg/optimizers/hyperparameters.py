@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -310,13 +310,22 @@ class HyperparameterAccess(Declared):
                     "Restore into an optimizer of the same class and options.",
                 )
             )
-        kept = dict(self._hyper), dict(self._flags)
+        put_back = self.keep_hyperparameters()
         try:
             for name, value in values.items():
                 self._restore_one(name, value)
         except Exception:
-            self._hyper, self._flags = kept
+            put_back()
             raise
+
+    def keep_hyperparameters(self) -> Callable[[], None]:
+        """Note all hyperparameters, functions too; returns what puts them back."""
+        hyper, flags = dict(self._hyper), dict(self._flags)
+
+        def put_back() -> None:
+            self._hyper, self._flags = hyper, flags
+
+        return put_back
 
     def _restore_one(self, name: str, value: Any) -> None:
         if name in self._flags:

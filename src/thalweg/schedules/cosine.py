@@ -20,7 +20,7 @@ _SEED_RANGE = 2**63
 
 
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class CosineDecay(Formula):
     """Go down along half a cosine, after a linear warmup if one is asked for.
 
@@ -71,7 +71,7 @@ class CosineDecay(Formula):
 
 
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class CosineDecayRestarts(Formula):
     """Go down along half a cosine again and again, in periods of growing length.
 
@@ -134,7 +134,7 @@ class CosineDecayRestarts(Formula):
 
 
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class LinearCosineDecay(Formula):
     """Multiply a straight line by a cosine.
 
@@ -177,7 +177,7 @@ class LinearCosineDecay(Formula):
 
 
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class NoisyLinearCosineDecay(Formula):
     """Multiply a straight line with fading noise by a cosine.
 

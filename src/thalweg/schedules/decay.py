@@ -20,7 +20,7 @@ from thalweg.schedules.schedule import (
 
 
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ExponentialDecay(Formula):
     """Multiply the learning rate by `decay_rate` once every `decay_steps` steps.
 
@@ -63,7 +63,7 @@ class ExponentialDecay(Formula):
 
 
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PiecewiseConstantDecay(Formula):
     """Hold one value up to and including each boundary, then take the next.
 
@@ -109,7 +109,7 @@ class PiecewiseConstantDecay(Formula):
 
 
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PolynomialDecay(Formula):
     """Go from one learning rate to another along ``(1 - t) ** power``.
 
@@ -154,7 +154,7 @@ class PolynomialDecay(Formula):
 
 
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class InverseTimeDecay(Formula):
     """Divide the learning rate by a number that grows linearly with the steps.
 

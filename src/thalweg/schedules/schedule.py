@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -68,7 +68,7 @@ class LearningRateSchedule:
         return message(name, f"a {method} method", "none", f"Define {name}.{method}.")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Formula(LearningRateSchedule):
     """A schedule that is a formula of the step and of the fields of its class."""
 
@@ -100,6 +100,16 @@ class Formula(LearningRateSchedule):
             argument.name: _as_plain(getattr(self, argument.name))
             for argument in fields(self)
         }
+
+    def __repr__(self) -> str:
+        """The call that makes an equal one, without what is at its default."""
+        config = self.get_config()
+        shown = (
+            f"{argument.name}={config[argument.name]!r}"
+            for argument in fields(self)
+            if argument.default is MISSING or config[argument.name] != argument.default
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _rate(self, step: float) -> float:
         raise NotImplementedError(self._must_define("_rate"))

@@ -99,3 +99,7 @@ def _run(name: str, test: Callable[[Subject], str], subject: Subject) -> Line:
         return Line(name, "failed", str(failure))
     except Exception as error:  # what a class under test raises is its own
         return Line(name, "failed", f"{type(error).__name__}: {error}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

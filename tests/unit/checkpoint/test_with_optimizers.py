@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import thalweg as tw
 from tests.unit.checkpoint.slot_keeper import same_bits
 from thalweg.checkpoint import Checkpoint
 from thalweg.checkpoint.comparison import compare
@@ -219,3 +220,46 @@ def test_a_hyperparameter_that_was_always_there_is_missed(tmp_path):
     forget_hyperparameter(path, "amsgrad")
     status = Checkpoint(optimizer=Adam()).restore(path)
     assert status.missing == ("optimizer/.hyper/amsgrad",)
+
+
+class _Stubborn:
+    """Refuses its state, after others have taken theirs."""
+
+    refuses = False
+
+    def state_dict(self) -> dict[str, int]:
+        return {"x": 1}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if self.refuses:
+            raise ValueError("never")
+
+
+def _with_rate(rate: Any) -> tuple[tw.Checkpoint, tw.optimizers.SGD]:
+    weight, optimizer = tw.Variable([1.0]), tw.optimizers.SGD(rate)
+    optimizer.apply_gradients([(torch.ones(1), weight)])
+    parts = {"weight": weight, "optimizer": optimizer, "other": _Stubborn()}
+    return tw.Checkpoint(**parts), optimizer
+
+
+def test_a_refused_restore_puts_a_number_back_where_a_schedule_came(
+    tmp_path: Path,
+) -> None:
+    schedule = tw.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
+    path = _with_rate(schedule)[0].save(tmp_path / "schedule")
+    checkpoint, optimizer = _with_rate(0.25)
+    checkpoint.other.refuses = True
+    with pytest.raises(CheckpointError):
+        checkpoint.restore(path)
+    assert optimizer.get_config()["learning_rate"] == 0.25
+
+
+def test_a_number_does_not_replace_a_schedule_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = tw.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
+    path = _with_rate(0.25)[0].save(tmp_path / "number")
+    checkpoint, optimizer = _with_rate(schedule)
+    checkpoint.restore(path).assert_consumed()
+    assert optimizer.get_config()["learning_rate"]["class_name"] == "ExponentialDecay"
+    assert "whose own function stays." in caplog.text

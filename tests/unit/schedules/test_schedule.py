@@ -93,6 +93,21 @@ def test_a_schedule_is_hashable_and_shows_its_arguments(
     assert str(rate) in repr(schedule)
 
 
+@pytest.mark.parametrize("schedule", EXAMPLES, ids=lambda item: type(item).__name__)
+def test_its_text_makes_an_equal_one(schedule: schedules.ExponentialDecay) -> None:
+    again = eval(repr(schedule), vars(schedules).copy())
+    assert type(again) is type(schedule)
+    assert again.get_config() == schedule.get_config()
+    assert "None" not in repr(schedule)
+
+
+def test_its_text_leaves_defaults_out() -> None:
+    text = repr(schedules.CosineDecay(torch.tensor(0.5), 10))
+    assert text == "CosineDecay(initial_learning_rate=0.5, decay_steps=10)"
+    text = repr(schedules.CosineDecay(1.0, 10, warmup_target=2.0, name="w"))
+    assert text.endswith("decay_steps=10, name='w', warmup_target=2.0)")
+
+
 def test_a_tensor_argument_is_read_at_every_call() -> None:
     rate = Variable(1.0, trainable=False)
     schedule = schedules.ExponentialDecay(rate, torch.tensor(2), np.float64(0.25))
