@@ -240,6 +240,7 @@ def other_bits(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> li
 def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]):
     assert found.keys() == wanted.keys()
     for key, tensor in found.items():
+        # Sums of bfloat16 gradients, in another order: two units in the last place.
         torch.testing.assert_close(tensor, wanted[key], rtol=2e-2, atol=2e-4)
         if tensor.dtype == torch.float32 and not key.startswith("bias"):
             torch.testing.assert_close(tensor, wanted[key])

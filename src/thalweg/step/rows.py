@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.autograd.graph import increment_version
 
 from thalweg.compiler import (
     APPLY,
@@ -108,14 +109,15 @@ class _RowLaunch:
         if kernel.backend == "c" and "scalar" not in kernel.key.layouts:
             self._walk = RowWalk.of(kernel.functions(0)[-1], *tables)
             self._launch = self._walk or self._launch
-        self._written: Writes | None = None
+        self._written: Sequence[torch.Tensor] = ()
+        self._writes: Writes | None = None
         # A column that is the same array as before holds the same numbers.
         self._seen: dict[str, np.ndarray] = {}
 
     def bind(self, members: Sequence[Member]) -> None:
         """Write where variables and slots lie, and what follows from their shapes."""
         index = self._index
-        self._written = Writes(t for member in members for t in member.tensors)
+        self._written = [t for member in members for t in member.tensors]
         self._shapes = [(m.var.shape[0], _width(m.var)) for m in members]
         if self._walk is not None:
             self._walk.bind(self._shapes)
@@ -160,12 +162,18 @@ class _RowLaunch:
     def run(self) -> None:
         """Update the rows."""
         self._launch(torch.get_num_threads())
-        if self._written is not None:
-            self._written.count()
+        if self._writes is None:
+            increment_version(self._written)
+        else:
+            self._writes.count()
+
+    def expect_repetition(self) -> None:
+        """Prepare for many steps over the variables, whose memory is kept alive."""
+        self._writes = Writes(self._written)
 
     def release(self) -> None:
         """Forget the variables, so that nothing here keeps them alive."""
-        self._written = None
+        self._written = ()
 
 
 class _Launches(threading.local):
@@ -207,14 +215,17 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
             others.append(update)
     launches: list[_RowLaunch] = []
     kernels = compile_rules(compiled)
-    for kernel, group in zip(kernels, compiled.values(), strict=True):
-        launch = _launches.of(kernel, len(group))
-        launch.bind([update.member for update in group])
-        launch.load([update.slices for update in group], values)
-        launches.append(launch)
-    for launch in launches:
-        launch.run()
-        launch.release()
+    try:
+        for kernel, group in zip(kernels, compiled.values(), strict=True):
+            launch = _launches.of(kernel, len(group))
+            launches.append(launch)
+            launch.bind([update.member for update in group])
+            launch.load([update.slices for update in group], values)
+        for launch in launches:
+            launch.run()
+    finally:
+        for launch in launches:
+            launch.release()
     left = launch_on_devices(others, values)
     numbers = numbers_of_rest(values) if left else values
     for update in left:
@@ -240,6 +251,7 @@ class RowPlan:
         ]
         for launch, group in self._groups:
             launch.bind([updates[i].member for i in group])
+            launch.expect_repetition()
         self._kinds = [_Kind(update) for update in updates]
         self._tensors = [t for update in updates for t in update.member.tensors]
         for tensor in self._tensors:

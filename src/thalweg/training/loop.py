@@ -13,21 +13,15 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
-from torch import nn
 
 from thalweg.distribute import all_reduce
 from thalweg.errors import describe, message
 from thalweg.training.callback import CallbackList
-from thalweg.training.classification import (
-    BinaryAccuracy,
-    CategoricalAccuracy,
-    SparseCategoricalAccuracy,
-)
 from thalweg.training.mean_metrics import Mean, Metric
+from thalweg.training.metric_state import put_state, state_of
 from thalweg.training.replicas import Replicas
 from thalweg.training.sources import AbstractSource
 from thalweg.training.structure import concatenate_structures, flatten, map_structure
-from thalweg.training.torch_metric import TorchMetric
 from thalweg.training.trained import Trained
 
 Figures = dict[str, Any]
@@ -161,8 +155,8 @@ class _OtherFigures:
         """What goes on with the epoch: all that was measured so far."""
         return {
             "names": list(self.latest),
-            "metrics": {name: _state_of(one) for name, one in self.metrics.items()},
-            "means": {name: _state_of(one) for name, one in self.means.items()},
+            "metrics": {name: state_of(one) for name, one in self.metrics.items()},
+            "means": {name: state_of(one) for name, one in self.means.items()},
         }
 
     def restore(self, saved: Figures, device: torch.device) -> None:
@@ -173,9 +167,9 @@ class _OtherFigures:
         metrics = self.metrics
         for name, state in saved["metrics"].items():
             if name in metrics:
-                _put_state(metrics[name], state, device)
+                put_state(metrics[name], state, device)
         for name, state in saved["means"].items():
-            _put_state(self.means[name], state, device)
+            put_state(self.means[name], state, device)
 
     def add(self, figures: Figures, batch: Any) -> None:
         if self._is_first:
@@ -195,66 +189,6 @@ class _OtherFigures:
         measured = {one.name for one in self._model.metrics if not one.is_empty}
         self.means = {name: Mean(name) for name in figures if name not in measured}
         self.are_wanted = bool(self.means)
-
-
-def _state_of(metric: Any) -> Figures:
-    """What a metric holds: its own `state_dict`, or numbers and tensors."""
-    if _is_stateful(metric):
-        return {"own": metric.state_dict()}
-    return {
-        path: {name: one for name, one in vars(holder).items() if _is_number(one)}
-        for path, holder in _holders(metric).items()
-    }
-
-
-def _put_state(metric: Any, state: Figures, device: torch.device) -> None:
-    """Give a metric what it held."""
-    if _is_stateful(metric):
-        metric.load_state_dict(state["own"])
-        return
-    for kind in _CHOSEN:
-        # `Accuracy` chooses one of these when it sees its first batch.
-        if f"_metric {kind.__name__}" in state and vars(metric)["_metric"] is None:
-            vars(metric)["_metric"] = kind(metric.name)
-    holders = _holders(metric)
-    for path, values in state.items():
-        for name, value in values.items() if path in holders else ():
-            setattr(holders[path], name, map_structure(_to(device), value))
-
-
-_CHOSEN = (BinaryAccuracy, CategoricalAccuracy, SparseCategoricalAccuracy)
-
-
-def _is_stateful(metric: Any) -> bool:
-    return hasattr(metric, "state_dict") and hasattr(metric, "load_state_dict")
-
-
-def _holders(metric: Any) -> dict[str, Any]:
-    """The metric and all within it that holds numbers, by path."""
-    found = {"": metric}
-    if isinstance(metric, TorchMetric):
-        inner = metric.metric
-        parts = list(inner.values()) if hasattr(inner, "values") else [inner]
-        for number, part in enumerate(parts):
-            modules = part.named_modules() if isinstance(part, nn.Module) else ()
-            found |= {f"{number} {path}": one for path, one in modules or [("", part)]}
-    for name, value in vars(metric).items():
-        if isinstance(value, Metric):
-            found[f"{name} {type(value).__name__}"] = value
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(one, torch.Tensor) for one in value)
-    return isinstance(value, (bool, int, float, torch.Tensor))
-
-
-def _to(device: torch.device) -> Callable[[Any], Any]:
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, torch.Tensor) else value
-
-    return moved
 
 
 def flat_figures(figures: Figures) -> Figures:
