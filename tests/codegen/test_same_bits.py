@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from tests.codegen.bits import filled, run_dense, run_rows, same_bits
 from thalweg.compiler import KernelKey, Rule, compile_rules
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+COUNTS = (1003, 1003, 17_003, 17_003)
+"""Elements of one rule after the other: memory is fetched ahead in long pieces."""
 SCALARS = {"a": 0.1, "b": -1.75, "zero": 0.0}
 LEAVES = ("var", "slot", "grad", "a", "b", "zero", 0.3, 2, -0.0, 1e-30)
 UNARY: dict[str, Callable[[Any], Any]] = {
@@ -102,8 +105,10 @@ def test_random_rules_have_the_interpreters_bits(pairs: list[tuple[Any, Any]]) -
         for number, rule in enumerate(rules)
         for dtypes in ((DTYPES[number % 4],) * 3, mixed(number))
     ]
-    for key, kernel in zip(keys, compile_rules(keys), strict=True):
-        tensors = [filled(1003, dtype, i) for i, dtype in enumerate(key.dtypes)]
+    for count, key, kernel in zip(
+        cycle(COUNTS), keys, compile_rules(keys), strict=False
+    ):
+        tensors = [filled(count, dtype, i) for i, dtype in enumerate(key.dtypes)]
         new = run_dense(kernel, tensors, SCALARS, compiled=True)
         expected = run_dense(kernel, tensors, SCALARS, compiled=False)
         for got, wanted in zip(new, expected, strict=True):
@@ -121,6 +126,17 @@ def momentum(var: Any, m: Any, grad: Any, *, lr: Any, beta: Any) -> tuple[Any, A
 
 
 HYPER = {"lr": 0.1, "beta": 0.9}
+
+
+@pytest.mark.parametrize("count", [16_383, 16_384, 16_385, 16_447, 16_448, 32_767])
+def test_pieces_just_long_enough_to_fetch_ahead(count: int) -> None:
+    keys = [KernelKey(Rule.of(momentum), (), (dtype,) * 3) for dtype in DTYPES]
+    for kernel in compile_rules(keys):
+        tensors = [filled(count, dtype, i) for i, dtype in enumerate(kernel.key.dtypes)]
+        new = run_dense(kernel, tensors, HYPER, compiled=True)
+        expected = run_dense(kernel, tensors, HYPER, compiled=False)
+        for got, wanted in zip(new, expected, strict=True):
+            assert same_bits(got, wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -40,7 +40,12 @@ def loop(head: str, lines: Sequence[str]) -> list[str]:
 
 
 def elements_function(
-    statements: Statements, name: str, *, is_summed: bool, has_turns: bool = False
+    statements: Statements,
+    name: str,
+    *,
+    is_summed: bool,
+    has_turns: bool = False,
+    is_inlined: bool = False,
 ) -> str:
     """The function that applies the rule to consecutive elements or rows.
 
@@ -49,6 +54,7 @@ def elements_function(
         name: Its name.
         is_summed: Whether the gradient is a sum in the compute type.
         has_turns: Whether it is called for several gradients of the same elements.
+        is_inlined: Whether its callers contain it, so that a constant length is one.
 
     Returns:
         A static function of a length, the pointers and a row of the scalar table; of
@@ -60,7 +66,8 @@ def elements_function(
         keys = statements.rounding_keys(has_turns=has_turns)
     write = _by_row if statements.program.uses_rows else _flat
     lines = [*keys, *write(statements, is_summed=is_summed)]
-    return function(f"static void {name}({parameters})", lines)
+    kind = "static THALWEG_INLINE" if is_inlined else "static"
+    return function(f"{kind} void {name}({parameters})", lines)
 
 
 def chunk_function(statements: Statements, name: str, totals: Sequence[fx.Node]) -> str:

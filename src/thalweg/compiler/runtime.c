@@ -7,7 +7,16 @@
 typedef uint16_t thalweg_bfloat16;
 typedef uint16_t thalweg_float16;
 
-enum { THALWEG_LANES = 256, THALWEG_CHUNK = 16384, THALWEG_SERIAL = 32768 };
+enum {
+    THALWEG_LANES = 256,
+    THALWEG_CHUNK = 16384,
+    THALWEG_SERIAL = 32768, /* fewer elements are work for one thread */
+    THALWEG_BLOCK = 64,     /* elements of a block of the dense loop */
+    THALWEG_FETCH = 256,    /* how many elements ahead of it memory is fetched */
+    THALWEG_LONG = 16384,   /* shorter pieces are not fetched ahead */
+};
+
+#define THALWEG_INLINE inline __attribute__((always_inline))
 
 static inline float thalweg_float(uint32_t bits)
 {

@@ -58,23 +58,50 @@ class _DenseFrame(Frame):
 
     def dense_pass(self) -> list[str]:
         """The pass that writes, over items that are pieces of variables."""
-        unit = "width" if self.program.uses_rows else "64"
-        arguments = ["last - first", *self.arguments("first"), "row"]
-        arguments += self.rounding("first")
+        by_row = self.program.uses_rows
+        unit = "width" if by_row else "THALWEG_BLOCK"
         body = [
             f"if (first >= last || row[{self.statements.apply_column}] == 0.0) {{",
             "    continue;",
             "}",
-            call(f"{self.name}_range", arguments),
+            *([] if by_row else self._blocks()),
+            *self._range("first", "last - first"),
         ]
         span = self._span(self.name, unit, body)
         work = "0, total"
         share = "total * part / parts, total * (part + 1) / parts"
         entry = self.entry(self.name, "", self._total(), work, share)
+        elements = elements_function(
+            self.statements,
+            f"{self.name}_range",
+            is_summed=False,
+            is_inlined=not by_row,
+        )
+        return [elements, span, entry]
+
+    def _range(self, first: str, length: str) -> list[str]:
+        """The rule, applied to some elements of an item."""
+        arguments = [length, *self.arguments(first), "row", *self.rounding(first)]
+        return [call(f"{self.name}_range", arguments)]
+
+    def _blocks(self) -> list[str]:
+        """Whole blocks of long pieces, each while a later one is fetched."""
+        layouts = self.program.trace.layouts
+        places = zip(layouts, self.arguments("first + THALWEG_FETCH"), strict=True)
+        kinds = [self.statements.storage_type(n) for n in range(len(layouts))]
+        sizes = [f"THALWEG_BLOCK * (int64_t)sizeof({kind})" for kind in kinds]
+        fetches = [
+            call("thalweg_prefetch", [place, size])
+            for (layout, place), size in zip(places, sizes, strict=True)
+            if layout == "like"
+        ]
+        whole = "last - first < THALWEG_LONG ? first : last - THALWEG_FETCH"
         return [
-            elements_function(self.statements, f"{self.name}_range", is_summed=False),
-            span,
-            entry,
+            f"const int64_t stop = {whole};",
+            *loop(
+                "; first < stop; first += THALWEG_BLOCK",
+                [*fetches, *self._range("first", "THALWEG_BLOCK")],
+            ),
         ]
 
     def reducing_pass(self, number: int) -> list[str]:
@@ -117,7 +144,7 @@ class _DenseFrame(Frame):
         lines = [
             *self.item("number"),
             "const int64_t length = item[3];",
-            f"const int64_t first = thalweg_cut(begin - position, {unit}, length);",
+            f"int64_t first = thalweg_cut(begin - position, {unit}, length);",
             f"const int64_t last = thalweg_cut(end - position, {unit}, length);",
             "position += length;",
             *body,

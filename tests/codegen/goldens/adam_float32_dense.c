@@ -12,7 +12,7 @@ static void rule_adam_derive(double *row)
     row[6] = sub_3;
 }
 
-static void rule_adam_range(int64_t length,
+static THALWEG_INLINE void rule_adam_range(int64_t length,
     float *restrict var_at,
     float *restrict m_at,
     float *restrict v_at,
@@ -58,11 +58,33 @@ static void rule_adam_span(int64_t num_items, const int64_t *items, void *const 
         const double *row = scalars + item[4] * 7;
         void *const *tensors = pointers + item[0] * 4;
         const int64_t length = item[3];
-        const int64_t first = thalweg_cut(begin - position, 64, length);
-        const int64_t last = thalweg_cut(end - position, 64, length);
+        int64_t first = thalweg_cut(begin - position, THALWEG_BLOCK, length);
+        const int64_t last = thalweg_cut(end - position, THALWEG_BLOCK, length);
         position += length;
         if (first >= last || row[4] == 0.0) {
             continue;
+        }
+        const int64_t stop = last - first < THALWEG_LONG ? first : last - THALWEG_FETCH;
+        for (; first < stop; first += THALWEG_BLOCK) {
+            thalweg_prefetch(
+                (float *)tensors[0] + item[1] + first + THALWEG_FETCH,
+                THALWEG_BLOCK * (int64_t)sizeof(float));
+            thalweg_prefetch(
+                (float *)tensors[1] + item[1] + first + THALWEG_FETCH,
+                THALWEG_BLOCK * (int64_t)sizeof(float));
+            thalweg_prefetch(
+                (float *)tensors[2] + item[1] + first + THALWEG_FETCH,
+                THALWEG_BLOCK * (int64_t)sizeof(float));
+            thalweg_prefetch(
+                (float *)tensors[3] + item[2] + first + THALWEG_FETCH,
+                THALWEG_BLOCK * (int64_t)sizeof(float));
+            rule_adam_range(
+                THALWEG_BLOCK,
+                (float *)tensors[0] + item[1] + first,
+                (float *)tensors[1] + item[1] + first,
+                (float *)tensors[2] + item[1] + first,
+                (float *)tensors[3] + item[2] + first,
+                row);
         }
         rule_adam_range(
             last - first,
