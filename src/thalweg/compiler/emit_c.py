@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import fx
+from typing_extensions import override
 
+from thalweg.compiler.dialect import Dialect
 from thalweg.compiler.graph import (
     Operand,
     Space,
@@ -24,11 +25,8 @@ from thalweg.compiler.graph import (
     is_mask,
     label_of,
     operands_of,
-    operation_of,
-    source_line,
     space_of,
 )
-from thalweg.compiler.program import APPLY, ROW_LENGTH, Program, compute_dtype
 from thalweg.compiler.rounding import FIRST_INDEX, ROUNDING_KEY, STEP
 
 __all__ = ["Statements", "identifier", "literal"]
@@ -86,22 +84,8 @@ def literal(value: float, dtype: torch.dtype) -> str:
     return f"(-{text})" if math.copysign(1.0, rounded) < 0 else text
 
 
-@dataclass(frozen=True)
-class Statements:
-    """Writes the statements of one program for one set of dtypes.
-
-    Attributes:
-        program: What to compute.
-        dtypes: Storage dtypes of variable, slots and gradient.
-    """
-
-    program: Program
-    dtypes: tuple[torch.dtype, ...]
-
-    @cached_property
-    def compute(self) -> torch.dtype:
-        """The compute type."""
-        return compute_dtype(self.dtypes)
+class Statements(Dialect):
+    """Writes the statements of one program in C."""
 
     @property
     def compute_type(self) -> str:
@@ -115,16 +99,7 @@ class Statements:
 
     def title(self, mode: str) -> str:
         """What a reader needs to know first: tensors and columns."""
-        dtypes = [str(d).removeprefix("torch.") for d in self.dtypes]
-        tensors = zip(self.program.trace.rule.tensors, dtypes, strict=True)
-        columns = enumerate(self.program.columns.names)
-        lines = [
-            f"{self.program.trace.rule.name}, {mode}",
-            f"tensors: {', '.join(f'{name} {dtype}' for name, dtype in tensors)}",
-            f"scalars: {', '.join(f'{number} {name}' for number, name in columns)}",
-        ]
-        if self.program.rounding:
-            lines.append(f"rounded stochastically: {', '.join(self.program.rounding)}")
+        lines = [f"{self.program.trace.rule.name}, {mode}", *self._tables()]
         return "/* " + "\n * ".join(lines) + " */"
 
     def storage_type(self, position: int, *, is_summed: bool = False) -> str:
@@ -172,41 +147,7 @@ class Statements:
         """An expression for the global index of element 0 of a variable or shard."""
         return f"(int64_t)row[{self.program.columns.index[FIRST_INDEX]}]"
 
-    def derived(self) -> list[str]:
-        """Statements that compute the derived columns of `row` in float64."""
-        lines: list[str] = []
-        known: set[fx.Node] = set()
-        for node in self.program.scalar_nodes:
-            for operand in operands_of(node):
-                if isinstance(operand, fx.Node) and operand not in known:
-                    known.add(operand)
-                    if operand not in self.program.scalar_nodes:
-                        lines.append(self._column(operand, torch.float64))
-            known.add(node)
-            lines.append(self._call(node, torch.float64))
-            if (column := self._derived_column(node)) is not None:
-                lines.append(f"row[{column}] = {identifier(label_of(node))};")
-        return lines
-
-    def _derived_column(self, node: fx.Node) -> int | None:
-        column = self.program.columns.index.get(label_of(node))
-        return column if label_of(node) in self.program.columns.derived else None
-
-    def scalars(
-        self, nodes: Iterable[fx.Node], outputs: Iterable[Operand | None] = ()
-    ) -> list[str]:
-        """Statements that load the scalars which these nodes meet, rounded once."""
-        wanted: dict[fx.Node, None] = {}
-        for node in nodes:
-            for operand in operands_of(node):
-                if isinstance(operand, fx.Node) and space_of(operand) == Space.SCALAR:
-                    wanted[operand] = None
-        for value in outputs:
-            if isinstance(value, fx.Node) and space_of(value) == Space.SCALAR:
-                wanted[value] = None
-        order = [n for n in self.program.trace.graph.nodes if n in wanted]
-        return [self._column(node, self.compute) for node in order]
-
+    @override
     def _column(self, node: fx.Node, dtype: torch.dtype) -> str:
         column = self.program.column_of(node)
         name = identifier(label_of(node))
@@ -215,19 +156,16 @@ class Statements:
         cast = "" if dtype == torch.float64 else "(float)"
         return f"const {_STORAGE[dtype]} {name} = {cast}row[{column}];"
 
-    def calls(self, nodes: Iterable[fx.Node]) -> list[str]:
-        """One statement for each operation, under the line of the rule it is from."""
-        lines: list[str] = []
-        comment = ""
-        for node in nodes:
-            if operation_of(node) is None:
-                continue
-            if source_line(node) != comment:
-                comment = source_line(node)
-                lines.append(f"// {_one_line(comment)}")
-            lines.append(self._call(node, self.compute))
-        return lines
+    @override
+    def _keep(self, node: fx.Node) -> str:
+        return f"row[{self.program.column_of(node)}] = {self.value(node)};"
 
+    @override
+    def _comment(self, text: str) -> str:
+        # A backslash at the end would swallow the next line of C.
+        return "// " + text.rstrip("\\").rstrip()
+
+    @override
     def _call(self, node: fx.Node, dtype: torch.dtype) -> str:
         op = expect_operation(node)
         names = [self.value(operand, dtype) for operand in operands_of(node)]
@@ -235,8 +173,8 @@ class Statements:
         kind = "int" if op.gives_mask else _STORAGE[dtype]
         return f"const {kind} {identifier(label_of(node))} = {text};"
 
+    @override
     def value(self, operand: Operand, dtype: torch.dtype | None = None) -> str:
-        """The text of an operand: a name, or a constant."""
         if isinstance(operand, fx.Node):
             return identifier(label_of(operand))
         if isinstance(operand, bool):
@@ -274,18 +212,3 @@ class Statements:
                 text = f"thalweg_round_bfloat16({narrow}, {where})"
             lines.append(f"{self.tensors[position]}[{index}] = {text};")
         return lines
-
-    @property
-    def apply_column(self) -> int:
-        """The column that is 0 where nothing is to change."""
-        return self.program.columns.index[APPLY]
-
-    @property
-    def row_length_column(self) -> int | None:
-        """The column with the length of a row, if rows matter."""
-        return self.program.columns.index.get(ROW_LENGTH)
-
-
-def _one_line(text: str) -> str:
-    # A backslash at the end would swallow the next line of C.
-    return text.rstrip("\\").rstrip()

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import fx
+from typing_extensions import override
 
+from thalweg.compiler.dialect import Dialect
 from thalweg.compiler.graph import (
     Operand,
     Space,
@@ -24,11 +25,8 @@ from thalweg.compiler.graph import (
     is_mask,
     label_of,
     operands_of,
-    operation_of,
-    source_line,
     space_of,
 )
-from thalweg.compiler.program import APPLY, ROW_LENGTH, Program, compute_dtype
 from thalweg.compiler.rounding import FIRST_INDEX, ROUNDING_KEY, STEP, TURN
 
 __all__ = ["KINDS", "TritonStatements", "python_name", "with_constants"]
@@ -76,22 +74,8 @@ def with_constants(lines: Sequence[str], dtype: torch.dtype) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class TritonStatements:
-    """Writes the statements of one program for one set of dtypes.
-
-    Attributes:
-        program: What to compute.
-        dtypes: Storage dtypes of variable, slots and gradient.
-    """
-
-    program: Program
-    dtypes: tuple[torch.dtype, ...]
-
-    @cached_property
-    def compute(self) -> torch.dtype:
-        """The compute type."""
-        return compute_dtype(self.dtypes)
+class TritonStatements(Dialect):
+    """Writes the statements of one program in Triton's language."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -123,29 +107,10 @@ class TritonStatements:
         """Position of the gradient."""
         return len(self.dtypes) - 1
 
-    @property
-    def apply_column(self) -> int:
-        """The column that is 0 where nothing is to change."""
-        return self.program.columns.index[APPLY]
-
-    @property
-    def row_length_column(self) -> int | None:
-        """The column with the length of a row, if rows matter."""
-        return self.program.columns.index.get(ROW_LENGTH)
-
     def title(self, mode: str) -> str:
         """What a reader needs to know first: tensors and columns."""
-        rule = self.program.trace.rule
-        dtypes = [str(dtype).removeprefix("torch.") for dtype in self.dtypes]
-        pairs = zip(rule.tensors, dtypes, strict=True)
-        columns = enumerate(self.program.columns.names)
-        tensors = ", ".join(f"{name} {dtype}" for name, dtype in pairs)
-        scalars = ", ".join(f"{number} {name}" for number, name in columns)
-        lines = [f"tensors: {tensors}", f"scalars: {scalars}"]
-        if self.program.rounding:
-            lines.append(f"rounded stochastically: {', '.join(self.program.rounding)}")
-        text = "\n".join(lines)
-        return f'"""{rule.name}, {mode}\n\n{text}\n"""'
+        text = "\n".join(self._tables())
+        return f'"""{self.program.trace.rule.name}, {mode}\n\n{text}\n"""'
 
     def widened(self, position: int, text: str) -> str:
         """A stored value as one of the compute type."""
@@ -245,37 +210,11 @@ class TritonStatements:
             lines.append(f"tl.store({place}, {text}{masked})")
         return lines
 
+    @override
     def derived(self) -> list[str]:
-        """Statements that compute the derived columns of `row` in float64."""
-        program = self.program
-        lines: list[str] = []
-        known: set[fx.Node] = set()
-        for node in program.scalar_nodes:
-            for operand in operands_of(node):
-                if isinstance(operand, fx.Node) and operand not in known:
-                    known.add(operand)
-                    if operand not in program.scalar_nodes:
-                        lines.append(self._column(operand, torch.float64))
-            known.add(node)
-            lines.append(self._call(node, torch.float64))
-            if label_of(node) in program.columns.derived:
-                value = self.value(node)
-                value = f"{value}.to(tl.float64)" if is_mask(node) else value
-                lines.append(f"tl.store(row + {program.column_of(node)}, {value})")
-        return with_constants(lines, torch.float64)
+        return with_constants(super().derived(), torch.float64)
 
-    def scalars(
-        self, nodes: Iterable[fx.Node], outputs: Iterable[Operand | None] = ()
-    ) -> list[str]:
-        """Statements that load the scalars which these nodes meet, rounded once."""
-        wanted = {
-            operand
-            for operand in (*(o for n in nodes for o in operands_of(n)), *outputs)
-            if isinstance(operand, fx.Node) and space_of(operand) == Space.SCALAR
-        }
-        order = [node for node in self.program.trace.graph.nodes if node in wanted]
-        return [self._column(node, self.compute) for node in order]
-
+    @override
     def _column(self, node: fx.Node, dtype: torch.dtype) -> str:
         load = f"tl.load(row + {self.program.column_of(node)})"
         if is_mask(node):
@@ -283,27 +222,25 @@ class TritonStatements:
         cast = "" if dtype == torch.float64 else ".to(tl.float32)"
         return f"{self.value(node)} = {load}{cast}"
 
-    def calls(self, nodes: Iterable[fx.Node]) -> list[str]:
-        """One statement for each operation, under the line of the rule it is from."""
-        lines: list[str] = []
-        comment = ""
-        for node in nodes:
-            if operation_of(node) is None:
-                continue
-            if source_line(node) != comment:
-                comment = source_line(node)
-                lines.append(f"# {comment}")
-            lines.append(self._call(node, self.compute))
-        return lines
+    @override
+    def _keep(self, node: fx.Node) -> str:
+        value = self.value(node)
+        value = f"{value}.to(tl.float64)" if is_mask(node) else value
+        return f"tl.store(row + {self.program.column_of(node)}, {value})"
 
+    @override
+    def _comment(self, text: str) -> str:
+        return f"# {text}"
+
+    @override
     def _call(self, node: fx.Node, dtype: torch.dtype) -> str:
         names = [self.value(operand, dtype) for operand in operands_of(node)]
         op = expect_operation(node)
         text = op.triton.format(*names)
         return f"{self.value(node)} = {text}"
 
+    @override
     def value(self, operand: Operand, dtype: torch.dtype | None = None) -> str:
-        """The text of an operand: a name, or a constant."""
         if isinstance(operand, fx.Node):
             return python_name(label_of(operand))
         if isinstance(operand, bool):
