@@ -9,6 +9,7 @@ a loop.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ctypes import c_int64
 from operator import is_
 from typing import Any
 
@@ -34,7 +35,7 @@ class KnownNumbers:
     def __init__(self) -> None:
         self._hyper: dict[str, Any] | None = None
         self._columns: dict[str, np.ndarray] = {}
-        self._ones = np.ones(0)
+        self._blank = np.empty(0)
         self._counted: Variable | None = None
         self._address = 0
 
@@ -51,7 +52,7 @@ class KnownNumbers:
             is_plain = is_plain and iterations.dtype is torch.int64
             self._address = iterations.data_ptr() if is_plain else 0
             if is_plain:
-                self._count = iterations.detach().view(1).numpy()
+                self._count = c_int64.from_address(self._address)
                 self._writes = Writes([iterations])
         elif self._address and self._address != iterations.data_ptr():
             self._counted = None
@@ -60,7 +61,7 @@ class KnownNumbers:
 
     def count_step(self) -> None:
         """Add one to the count that is held."""
-        self._count[0] += 1
+        self._count.value += 1
         self._writes.count()
 
     # -- hyperparameters ------------------------------------------------------
@@ -74,17 +75,19 @@ class KnownNumbers:
             hyper: The hyperparameters, looked at by identity.
             table: The settings.
         """
-        known, applied = self._hyper, self._count[0]
+        known, applied = self._hyper, self._count.value
         if (
             known is None
             or len(known) != len(hyper)
             or not all(map(is_, known.values(), hyper.values()))
             or known.keys() != hyper.keys()
-            or len(table) != len(self._ones)
+            or len(table) != len(self._blank)
             or applied == 0
         ):
             return None
-        return {**self._columns, STEP: self._ones * (applied + 1.0)}
+        step = self._blank.copy()
+        step.fill(applied + 1.0)
+        return {**self._columns, STEP: step}
 
     def remember(
         self,
@@ -96,6 +99,6 @@ class KnownNumbers:
         self._hyper = None
         is_plain = set(map(type, hyper.values())) <= _PLAIN and not table.varying
         # The first step has another momentum of the averages.
-        if is_plain and hyper["decay"] == 0.0 and self._count[0] > 0:
+        if is_plain and hyper["decay"] == 0.0 and self._count.value > 0:
             self._hyper, self._columns = dict(hyper), dict(columns)
-            self._ones = np.ones(len(table))
+            self._blank = np.empty(len(table))
