@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from thalweg.checkpoint import Checkpoint
-from thalweg.checkpoint.members import (
+from thalweg.checkpoint.allowance import (
     ALWAYS_ALLOWED,
     PARSED_BYTES_OF_TEXT,
     TEXT_OF_A_BOX,

@@ -185,11 +185,19 @@ def __getattr__(name: str) -> object:
     else:
         text = f"module 'thalweg' has no attribute {name!r}"
         if not name.startswith("_"):
-            question = import_module("thalweg.errors").nearest(name, __all__)
+            question = _question(name)
             text += f". {question}" if question.startswith("Did") else ""
         raise AttributeError(text)
     globals()[name] = value
     return value
+
+
+def _question(name: str) -> str:
+    """What may have been meant; kinds of errors stand in their rooms."""
+    for room in ("errors", "checkpoint") if name.endswith("Error") else ():
+        if hasattr(import_module(f"thalweg.{room}"), name):
+            return f"Did you mean 'thalweg.{room}.{name}'?"
+    return import_module("thalweg.errors").nearest(name, __all__)
 
 
 def __dir__() -> list[str]:

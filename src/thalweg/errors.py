@@ -16,15 +16,29 @@ _MAX_CLOSE = 3
 _MARGIN = 0.1
 _OTHER_WORDS = {
     "alpha": ("rho",),
-    "beta1": ("beta_1",),
-    "beta2": ("beta_2",),
+    "b1": ("beta_1", "betas"),
+    "b2": ("beta_2", "betas"),
+    "beta1": ("beta_1", "betas"),
+    "beta2": ("beta_2", "betas"),
+    "beta_1": ("betas",),
+    "beta_2": ("betas",),
     "betas": ("beta_1", "beta_2"),
     "crossentropyloss": ("sparse_categorical_crossentropy",),
     "ema_decay": ("ema_momentum",),
+    "ema_momentum": ("ema_decay",),
     "eps": ("epsilon",),
-    "max_grad_norm": ("global_clipnorm",),
+    "epsilon": ("eps",),
+    "eta": ("learning_rate", "lr"),
+    "global_clipnorm": ("max_grad_norm",),
     "l1loss": ("mean_absolute_error",),
+    "learning_rate": ("lr",),
+    "lr": ("learning_rate",),
+    "max_grad_norm": ("global_clipnorm",),
     "mseloss": ("mean_squared_error",),
+    "rho": ("alpha",),
+    "step_size": ("learning_rate", "lr"),
+    "use_ema": ("ema_decay",),
+    "wd": ("weight_decay",),
 }
 """What other libraries call a thing, in lower case, and what it may be called here."""
 

@@ -80,6 +80,21 @@ def test_a_wrong_name_is_refused() -> None:
     assert not hasattr(thalweg, "__wrapped__")
 
 
+@pytest.mark.parametrize(
+    ("name", "room"),
+    [
+        ("CheckpointError", "errors"),
+        ("TraceError", "errors"),
+        ("UnmatchedError", "checkpoint"),
+    ],
+)
+def test_kinds_of_errors_stand_in_their_rooms(name: str, room: str) -> None:
+    assert isinstance(getattr(getattr(thalweg, room), name), type)
+    with pytest.raises(AttributeError, match=f"mean 'thalweg.{room}.{name}'"):
+        thalweg.__getattr__(name)
+    assert thalweg.errors.CheckpointError is thalweg.checkpoint.CheckpointError
+
+
 def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     static = next(node for node in tree.body if isinstance(node, ast.If))

@@ -193,7 +193,7 @@ def test_as_much_text_as_may_be_read_is_refused_within_its_memory(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small form: the benchmark holds the largest folders to a second."""
-    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", 1 << 18)
+    monkeypatch.setattr("thalweg.checkpoint.allowance.TEXT_BYTES", 1 << 18)
     monkeypatch.setattr(hostile, "SPARSE_BYTES", 1 << 22)
     hostile.KINDS[kind](tmp_path / "x")
     found = hostile.refuse(tmp_path / "x")

@@ -88,6 +88,36 @@ def test_nearest_knows_words_of_other_libraries() -> None:
     assert nearest("eps", ["rho"]) == "Known: rho."
 
 
+KERAS = ("learning_rate", "beta_1", "beta_2", "epsilon", "rho", "ema_momentum")
+TORCH = ("lr", "betas", "eps", "alpha", "ema_decay", "max_grad_norm", "weight_decay")
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "meant"),
+    [
+        ("lr", KERAS, "'learning_rate'"),
+        ("learning_rate", TORCH, "'lr'"),
+        ("betas", KERAS, "'beta_1' or 'beta_2'"),
+        ("beta_1", TORCH, "'betas'"),
+        ("beta2", TORCH, "'betas'"),
+        ("b1", KERAS, "'beta_1'"),
+        ("eps", KERAS, "'epsilon'"),
+        ("epsilon", TORCH, "'eps'"),
+        ("alpha", KERAS, "'rho'"),
+        ("rho", TORCH, "'alpha'"),
+        ("ema_decay", KERAS, "'ema_momentum'"),
+        ("use_ema", TORCH, "'ema_decay'"),
+        ("global_clipnorm", TORCH, "'max_grad_norm'"),
+        ("step_size", TORCH, "'lr'"),
+        ("wd", TORCH, "'weight_decay'"),
+    ],
+)
+def test_nearest_knows_keras_s_words_and_torch_s(
+    name: str, known: tuple[str, ...], meant: str
+) -> None:
+    assert nearest(name, known).startswith(f"Did you mean {meant}?")
+
+
 def test_describe_names_the_class_of_what_has_no_short_text() -> None:
     optimizer = torch.optim.SGD([torch.ones(1)], lr=0.1)
     assert describe(optimizer) == "an object of torch.optim.sgd.SGD"

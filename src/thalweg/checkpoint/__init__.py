@@ -7,9 +7,9 @@ pickled or unpickled.
 
 from thalweg.checkpoint.checkpoint import Checkpoint
 from thalweg.checkpoint.folder import read_manifest, read_metadata, verify
+from thalweg.checkpoint.hyperparameters import HyperPolicy
 from thalweg.checkpoint.manager import CheckpointManager
 from thalweg.checkpoint.manifest import Manifest
-from thalweg.checkpoint.matching import HyperPolicy
 from thalweg.checkpoint.randomness import RandomState
 from thalweg.checkpoint.status import RestoreStatus, UnmatchedError
 from thalweg.errors import CheckpointError

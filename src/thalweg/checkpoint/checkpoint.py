@@ -13,8 +13,9 @@ from thalweg.checkpoint.deferral import Deferral
 from thalweg.checkpoint.durable import check_free
 from thalweg.checkpoint.folder import Reader, read_metadata, write_folder
 from thalweg.checkpoint.graph import Graph, build_graph
+from thalweg.checkpoint.hyperparameters import HYPER_POLICIES, HyperPolicy
 from thalweg.checkpoint.manifest import Manifest
-from thalweg.checkpoint.matching import HYPER_POLICIES, HyperPolicy, Match, match
+from thalweg.checkpoint.matching import Match, match
 from thalweg.checkpoint.ranks import Ranks
 from thalweg.checkpoint.restoring import carry_out
 from thalweg.checkpoint.snapshot import Snapshot, take_snapshot

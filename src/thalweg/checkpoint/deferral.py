@@ -21,8 +21,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from thalweg.checkpoint.folder import Reader
 from thalweg.checkpoint.graph import Graph, build_graph
+from thalweg.checkpoint.hyperparameters import HyperPolicy
 from thalweg.checkpoint.keys import hyper_key, parse_rank_key, parse_slot_key
-from thalweg.checkpoint.matching import HyperPolicy, Match, match
+from thalweg.checkpoint.matching import Match, match
 from thalweg.checkpoint.restoring import carry_out
 from thalweg.checkpoint.status import Outcome, RestoreStatus
 from thalweg.state import SlotOwner, Trackable, listeners

@@ -10,16 +10,18 @@ from typing import Any, Final, NamedTuple, Self
 
 import torch
 
+from thalweg.checkpoint.allowance import (
+    OBJECT_BYTES,
+    TEXT_OF_A_BOX,
+    TEXT_OF_A_CUT,
+    Allowance,
+)
 from thalweg.checkpoint.boxes import Box, is_grid, is_tiling
 from thalweg.checkpoint.durable import FILE_NAME
 from thalweg.checkpoint.members import (
     NUMBER,
     NUMBERS,
-    OBJECT_BYTES,
     SPACE,
-    TEXT_OF_A_BOX,
-    TEXT_OF_A_CUT,
-    Allowance,
     Counts,
     Table,
     check_count,
@@ -105,7 +107,7 @@ def read_files(table: Table) -> dict[str, FileEntry]:
     for rows in table:
         keys = keys_of(rows)
         table.allowance.spend_members(keys)
-        table.allowance.spend(2 * OBJECT_BYTES * len(rows))
+        table.allowance.memory.spend(2 * OBJECT_BYTES * len(rows))
         for name, (_, size, crc, _) in zip(keys, rows, strict=True):
             if FILE_NAME.fullmatch(name) is None:
                 raise ValueError(f"the file name {name[:80]!r}")
@@ -182,8 +184,8 @@ class _Tensors:
                 make = partial(tuple.__new__, TensorEntry)
                 return list(map(make, zip(sizes, kinds, files, strict=True)))
         parts = self._counts.read([box[2] for box in boxes])
-        self._allowance.spend(BOX_PARTS * OBJECT_BYTES * len(boxes))
-        self._allowance.spend_text(TEXT_OF_A_BOX * len(boxes))
+        self._allowance.memory.spend(BOX_PARTS * OBJECT_BYTES * len(boxes))
+        self._allowance.text.spend(TEXT_OF_A_BOX * len(boxes))
         inner = map(partial(tuple.__new__, Box), zip(offsets, parts, strict=True))
         make = partial(tuple.__new__, StoredBox)
         stored = iter(map(make, zip(files, inner, strict=True)))
@@ -203,7 +205,7 @@ class _Tensors:
             raise ValueError(f"two boxes of '{key}' in one file")
         boxes = [box for _, box in stored]
         if not is_grid(shape, boxes):
-            self._allowance.spend_text(TEXT_OF_A_CUT * len(boxes))
+            self._allowance.text.spend(TEXT_OF_A_CUT * len(boxes))
             if not is_tiling(shape, boxes):
                 raise ValueError(f"boxes of '{key}' that are not the whole of it")
         return TensorEntry.divided(shape, dtype, stored)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from thalweg.checkpoint.allowance import TEXT_OF_A_FILE, most_text
 from thalweg.checkpoint.boxes import Box, divide, is_tiling, overlaps
 from thalweg.checkpoint.durable import (
     MANIFEST,
@@ -23,7 +24,6 @@ from thalweg.checkpoint.durable import (
 )
 from thalweg.checkpoint.entries import FileEntry, StoredBox, TensorEntry
 from thalweg.checkpoint.manifest import Manifest, parse_files, parse_manifest
-from thalweg.checkpoint.members import TEXT_OF_A_FILE, most_text
 from thalweg.checkpoint.pieces import Piece, piece_of
 from thalweg.checkpoint.ranks import Ranks
 from thalweg.checkpoint.tensor_file import (
@@ -168,8 +168,10 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     """
     place = Path(os.path.abspath(path))
     if place.is_dir():
-        if os.path.lexists(place / MANIFEST) or holds_tensors(place):
+        if os.path.lexists(place / MANIFEST):
             return place
+        if holds_tensors(place) and not checkpoints_below(place):
+            return place  # a checkpoint that has lost its manifest
         raise _no_checkpoint(place, f"a folder without {MANIFEST}")
     moved = asides(place)
     if moved:
@@ -183,6 +185,8 @@ def _no_checkpoint(place: Path, got: str) -> CheckpointError:
     if inside:
         got += f", with {len(inside):,} checkpoint{'s' * (len(inside) > 1)} inside"
         action = f"Pass {inside[0]}{', the newest one' * (len(inside) > 1)}."
+    elif place.is_file() and os.path.lexists(place.parent / MANIFEST):
+        action = f"Pass {place.parent}."
     return CheckpointError(
         message(f"Checkpoint: {place}", "a checkpoint folder", got, action)
     )

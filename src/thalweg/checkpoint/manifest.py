@@ -15,6 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from thalweg.checkpoint.allowance import (
+    ALWAYS_ALLOWED,
+    PARSED_BYTES_OF_TEXT,
+    TEXT_OF_A_FILE,
+    Allowance,
+    most_text,
+)
 from thalweg.checkpoint.encoding import (
     decode,
     dump,
@@ -32,14 +39,9 @@ from thalweg.checkpoint.entries import (
     read_tensors,
 )
 from thalweg.checkpoint.members import (
-    ALWAYS_ALLOWED,
-    PARSED_BYTES_OF_TEXT,
     SPACE,
-    TEXT_OF_A_FILE,
-    Allowance,
     Table,
     check_count,
-    most_text,
     without_collections,
 )
 from thalweg.checkpoint.tensor_file import damaged, num_bytes
@@ -129,22 +131,22 @@ class Manifest:
         }
         text = seal(content)
         stored = sum(file.bytes for file in self.files.values())
-        needed, most = Allowance(len(text) + stored, unlimited=True), most_text(stored)
-        beside = self.text_of_files()
+        needed = Allowance(len(text) + stored, most_text(stored), unlimited=True)
+        needed.text.spend(self.text_of_files())
         # Nothing takes more memory or counts for more text than this estimate of it.
-        estimate = parsed_bytes(text)
-        if estimate > min(ALWAYS_ALLOWED, most - len(text) - beside):
+        if parsed_bytes(text) > min(ALWAYS_ALLOWED, needed.text.left - len(text)):
             with without_collections():
                 _read(text, needed)
-            text = seal(content, blanks=needed.excess) if needed.excess else text
-        found = len(text) + needed.text + beside
-        if found > most:
+            blanks = needed.memory.excess
+            text = seal(content, blanks) if blanks else text
+        needed.text.spend(len(text))
+        if needed.text.excess:
             raise CheckpointError(
                 message(
                     "Checkpoint.save",
-                    f"{most:,} bytes of names, boxes and values at most, which is "
-                    f"what is read beside {stored:,} bytes of tensors",
-                    f"{found:,}, of {len(self.tensors):,} tensors in "
+                    f"{needed.text.granted:,} bytes of names, boxes and values at "
+                    f"most, which is what is read beside {stored:,} bytes of tensors",
+                    f"{needed.text.spent:,}, of {len(self.tensors):,} tensors in "
                     f"{len(self.files):,} files",
                     "Put many small tensors or values together in one tensor, or save "
                     "from fewer ranks.",
@@ -205,7 +207,7 @@ def parse_files(text: bytes, path: Path) -> dict[str, FileEntry]:
     """
     try:
         _check_seal(text)
-        allowance = Allowance(len(text))
+        allowance = Allowance(len(text), most_text(0))
         return read_files(Table(text, _expect(HEAD, text, 0).end(), FILE, allowance))
     except ValueError as problem:
         raise damaged(path, f"a malformed manifest ({problem})") from problem
@@ -225,21 +227,18 @@ def parse_manifest(
     Raises:
         CheckpointError: If the text is not what `Manifest.to_json` can have written.
     """
-    most = most_text(stored)
-    if len(text) + text_of_files > most:
-        got = f"{len(text) + text_of_files:,} bytes of text, where {most:,} are read"
-        raise damaged(path, f"{got} beside {stored:,} bytes of tensors")
+    allowance = Allowance(len(text) + stored, most_text(stored))
     try:
+        allowance.text.spend(len(text) + text_of_files)
         _check_seal(text)
-        room = most - len(text) - text_of_files
         with without_collections():
-            return _read(text, Allowance(len(text) + stored, room=room))
+            return _read(text, allowance)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise damaged(path, f"a malformed manifest ({problem})") from problem
 
 
 def _read(text: bytes, allowance: Allowance) -> Manifest:
-    allowance.spend(len(text))
+    allowance.memory.spend(len(text))
     head = _expect(HEAD, text, 0)
     names = Table(text, head.end(), FILE, allowance)
     files = read_files(names)
@@ -274,11 +273,11 @@ def _expect(pattern: re.Pattern[bytes], text: bytes, at: int) -> re.Match[bytes]
 def _read_rest(text: bytes, begin: int, allowance: Allowance) -> dict[str, Any]:
     end = text.rfind(b"}") + 1
     _expect(ONLY_SPACE, text, end)
-    allowance.spend(end - begin)
+    allowance.memory.spend(end - begin)
     rest = b"".join((b"{", memoryview(text)[begin:end]))
     parsed = parsed_bytes(rest)
-    allowance.spend(parsed)
-    allowance.spend_text(max(0, parsed // PARSED_BYTES_OF_TEXT - len(rest)))
+    allowance.memory.spend(parsed)
+    allowance.text.spend(max(0, parsed // PARSED_BYTES_OF_TEXT - len(rest)))
     content = parse(rest)
     if set(content) != REST:
         raise ValueError(f"the fields {sorted(set(content) ^ REST)}")

@@ -2,18 +2,17 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
 
-from thalweg.checkpoint.encoding import decode, encode, tensor_keys
+from thalweg.checkpoint.encoding import tensor_keys
 from thalweg.checkpoint.graph import Graph, pending_slots
+from thalweg.checkpoint.hyperparameters import HyperPolicy, match_hyperparameters
 from thalweg.checkpoint.keys import (
     RANK,
     SlotKey,
-    hyper_key,
-    is_face_key,
     parse_rank_key,
     parse_slot_key,
     rank_key,
@@ -22,10 +21,6 @@ from thalweg.checkpoint.manifest import Manifest, TensorEntry
 from thalweg.checkpoint.torch_optimizers import STEP, TorchSlots
 from thalweg.checkpoint.values import PartsOfRanks, parts_key
 from thalweg.distribute.collectives import rank
-from thalweg.state import SlotOwner
-
-HyperPolicy = Literal["checkpoint", "keep", "error-if-different"]
-HYPER_POLICIES = get_args(HyperPolicy)
 
 
 class Copy(NamedTuple):
@@ -109,7 +104,7 @@ class _Matcher:
         self._taken = frozenset(taken)
         self._graph = graph
         self._manifest = manifest
-        self._hyper = hyper
+        self._hyper: HyperPolicy = hyper
         self._used: set[str] = set()
         self._owners_of_parts: set[str] = set()
         self._variables: dict[str, torch.Tensor] = {}
@@ -295,52 +290,14 @@ class _Matcher:
         return self._graph.variable(parts.variable) if known is None else known
 
     def _match_hyperparameters(self) -> None:
-        saved = self._manifest.hyperparameters
-        current = {
-            key: encode_hyperparameters(key, owner)
-            for key, owner in self._graph.owners.items()
-        }
-        for owner in dict.fromkeys([*current, *saved]):
-            here, there = current.get(owner, {}), saved.get(owner, {})
-            if owner in current and owner in saved:
-                older = _encoded(owner, added_later(self._graph.owners[owner]))
-                here, there = {**older, **here}, {**older, **there}
-            if is_face_key(owner):
-                self._note_differences(owner, here, there)
-            else:
-                self._match_table(owner, here, there)
-            is_new = hyper_key(owner) not in self._taken
-            if is_new and owner in current and owner in saved:
-                self._result.owners.append(owner)
-
-    def _match_table(
-        self, owner: str, here: Mapping[str, Any], there: Mapping[str, Any]
-    ) -> None:
-        missing = [name for name in here if name not in there]
-        unexpected = [name for name in there if name not in here]
-        if missing and unexpected and here and there:
-            self._result.mismatched.append(
-                f"{hyper_key(owner)}: {', '.join(unexpected)} in the checkpoint, "
-                f"{', '.join(missing)} in the object: another kind of optimizer"
-            )
-        elif self._hyper != "keep":
-            if takes_new_hyperparameters(self._graph.owners.get(owner)):
-                unexpected = []
-            self._result.missing.extend(hyper_key(owner, name) for name in missing)
-            self._result.unexpected.extend(hyper_key(owner, n) for n in unexpected)
-            self._note_differences(owner, here, there)
-
-    def _note_differences(
-        self, owner: str, here: Mapping[str, Any], there: Mapping[str, Any]
-    ) -> None:
-        if self._hyper == "keep" or hyper_key(owner) in self._taken:
-            return
-        self._result.hyper_differences.extend(
-            f"{hyper_key(owner, name)}: {decode(there[name], owner)!r} in the "
-            f"checkpoint, {decode(here[name], owner)!r} in the object"
-            for name in here
-            if here[name] != there.get(name, here[name])
+        found = match_hyperparameters(
+            self._graph.owners, self._manifest.hyperparameters, self._hyper, self._taken
         )
+        self._result.owners.extend(found.owners)
+        self._result.missing.extend(found.missing)
+        self._result.unexpected.extend(found.unexpected)
+        self._result.mismatched.extend(found.mismatched)
+        self._result.hyper_differences.extend(found.differences)
 
 
 def _split_rank(key: str) -> tuple[str, int | None]:
@@ -348,34 +305,6 @@ def _split_rank(key: str) -> tuple[str, int | None]:
     slot, _, number = key.partition(f"/{RANK}/")
     is_number = number.isascii() and number.isdecimal() and len(number) < 10
     return (slot, int(number)) if is_number else (key, None)
-
-
-def takes_new_hyperparameters(owner: object) -> bool:
-    """Whether an optimizer takes hyperparameters that it does not have yet."""
-    return bool(getattr(owner, "takes_new_hyperparameters", False))
-
-
-def added_later(owner: object) -> Mapping[str, Any]:
-    """What hyperparameters mean that older checkpoints lack."""
-    return getattr(owner, "hyperparameters_added_later", {})
-
-
-def encode_hyperparameters(key: str, owner: SlotOwner) -> dict[str, Any]:
-    """Encode an optimizer's hyperparameters as they are saved.
-
-    Those that stand as they did before there were such are left out: a checkpoint does
-    not tell by them which version has saved it.
-
-    Raises:
-        CheckpointError: If one is not a plain value.
-    """
-    older = added_later(owner)
-    table = owner.hyperparameters().items()
-    return _encoded(key, {n: v for n, v in table if n not in older or v != older[n]})
-
-
-def _encoded(owner: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: encode(v, hyper_key(owner, name)) for name, v in table.items()}
 
 
 def _difference(entry: TensorEntry, target: torch.Tensor, is_number: bool) -> str:

@@ -5,9 +5,8 @@ The tables that grow with a checkpoint, those of tensors, boxes and files, are o
 of a known form: one pattern proves the form of a row and gives its parts, so that no
 row is ever a dict, and a piece of text goes through as columns.
 
-Two bounds hold for any text, also one with the right checksum. Reading takes 8 MiB and
-twice the bytes of the folder, which `Allowance` counts. And the text itself, which is
-what reading takes time for, is in proportion to the tensors: `most_text`.
+What is read is counted, so that reading has bounds also for a text with the right
+checksum; see `allowance`.
 """
 
 import gc
@@ -19,26 +18,14 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Final
 
-# Granted however small the text: a few thousand tensors, or ten thousand numbers.
-ALWAYS_ALLOWED: Final = 1 << 23
-# Names and numbers that go with tensors, however small these are: what is read in half
-# a second. Beyond, a byte for so many of the folder, which takes as long to check.
-TEXT_BYTES: Final = 1 << 23
-STORED_BYTES_OF_TEXT: Final = 64
-# What takes more time than its text tells counts for so many bytes of it beside: a file
-# that is opened, a row of a table, a box of several, and one that is part of no grid.
-TEXT_OF_A_FILE: Final = 1 << 12
-TEXT_OF_A_ROW: Final = 32
-TEXT_OF_A_BOX: Final = 160
-TEXT_OF_A_CUT: Final = 1000
-# Of what values are estimated to take in memory, a byte of text is so many bytes.
-PARSED_BYTES_OF_TEXT: Final = 6
+from thalweg.checkpoint.allowance import (
+    MEMBER_BYTES,
+    NUMBER_BYTES,
+    OBJECT_BYTES,
+    TEXT_OF_A_ROW,
+    Allowance,
+)
 
-# The member itself in a dict that grows, and its key without its characters.
-MEMBER_BYTES: Final = 176
-# A tuple or another small object, and a number or a place in it.
-OBJECT_BYTES: Final = 80
-NUMBER_BYTES: Final = 40
 # Rows are found in so much text at a time; their parts take some times as much.
 PIECE_BYTES: Final = 1 << 16
 PARTS: Final = 12
@@ -94,75 +81,6 @@ def without_collections() -> AbstractContextManager[None]:
     return _collections.paused()
 
 
-def most_text(stored: int) -> int:
-    """How much text a checkpoint may have that takes so many bytes without it."""
-    return TEXT_BYTES + stored // STORED_BYTES_OF_TEXT
-
-
-class Allowance:
-    """How much memory reading may take: twice the size of what is read; and time.
-
-    Args:
-        size: Bytes of the files that are read.
-        unlimited: Whether everything is granted, to learn what it takes.
-        room: Bytes of text that may be counted beside those that there are.
-
-    Attributes:
-        text: Bytes of text that were counted so.
-    """
-
-    def __init__(
-        self, size: int, unlimited: bool = False, room: int = TEXT_BYTES
-    ) -> None:
-        self.granted = ALWAYS_ALLOWED + 2 * size
-        self.spent = self.text = self._most = 0
-        self._unlimited = unlimited
-        self._room = room
-
-    def spend_text(self, count: int) -> None:
-        """Take note of what takes as much time as so many bytes of text.
-
-        Raises:
-            ValueError: If it is more than is left.
-        """
-        self.text += count
-        if self.text > self._room and not self._unlimited:
-            raise ValueError(
-                "more rows, boxes or values than are read beside so little"
-            )
-
-    def spend(self, count: int) -> None:
-        """Take note of bytes that stay.
-
-        Raises:
-            ValueError: If they are more than is left.
-        """
-        self.check(count)
-        self.spent += count
-
-    def check(self, count: int) -> None:
-        """Ask for bytes that are given back at once.
-
-        Raises:
-            ValueError: If they are more than is left.
-        """
-        self._most = max(self._most, self.spent + count)
-        if self._most > self.granted and not self._unlimited:
-            raise ValueError("text that takes more than twice its size in memory")
-
-    def spend_members(self, keys: Sequence[str]) -> None:
-        """Take note of more members of a table, each with a small record."""
-        characters = sum(map(len, keys))
-        if not all(map(str.isascii, keys)):
-            characters *= 4
-        self.spend((MEMBER_BYTES + OBJECT_BYTES) * len(keys) + characters)
-
-    @property
-    def excess(self) -> int:
-        """By how many bytes more was asked for than is granted."""
-        return max(0, self._most - self.granted)
-
-
 class Table:
     """The rows of an object whose values are objects of one form.
 
@@ -208,7 +126,7 @@ class Table:
         if begun is None:
             raise ValueError(f"no object at byte {self.end}")
         self.end, size = begun.end(), PIECE_BYTES
-        self.allowance.spend(PARTS * min(size, len(self._text)))
+        self.allowance.memory.spend(PARTS * min(size, len(self._text)))
         while True:
             end = min(self.end + size, len(self._text))
             rows = self._row.findall(self._text, self.end, end)
@@ -216,7 +134,7 @@ class Table:
                 end -= len(rows.pop()[-1])
             self.end, reached = end, self.end + size
             if rows:
-                self.allowance.spend_text(TEXT_OF_A_ROW * len(rows))
+                self.allowance.text.spend(TEXT_OF_A_ROW * len(rows))
                 yield rows
                 size = PIECE_BYTES
             elif self._ends():
@@ -225,7 +143,7 @@ class Table:
                 continue
             elif reached < len(self._text):
                 size *= 4
-                self.allowance.check(size * PARTS)
+                self.allowance.memory.check(size * PARTS)
             else:
                 raise ValueError(f"no table's row at byte {self.end}")
 
@@ -296,7 +214,7 @@ class Counts:
     """
 
     def __init__(self, allowance: Allowance) -> None:
-        self._allowance = allowance
+        self._memory = allowance.memory
         self._known: dict[bytes, tuple[int, ...]] = {}
         self._kept = 0
 
@@ -309,7 +227,7 @@ class Counts:
         known = self._known
         if len(known) > MOST_KNOWN:
             known.clear()
-            self._allowance.spend(-self._kept)
+            self._memory.spend(-self._kept)
             self._kept = 0
         fresh = list(set(texts).difference(known))
         if fresh:
@@ -320,7 +238,7 @@ class Counts:
         text = b",".join(texts)
         numbers = text.count(b",") + 1
         kept = MEMBER_BYTES * len(texts) + len(text)
-        self._allowance.spend(OBJECT_BYTES * len(texts) + NUMBER_BYTES * numbers + kept)
+        self._memory.spend(OBJECT_BYTES * len(texts) + NUMBER_BYTES * numbers + kept)
         self._kept += kept
         found = list(map(tuple, json.loads(b"[%b]" % text)))
         if max(map(len, found)) > LARGEST_RANK:

@@ -10,10 +10,10 @@ import zlib
 from pathlib import Path
 from typing import Any, Final
 
+from thalweg.checkpoint.allowance import Allowance, most_text
 from thalweg.checkpoint.durable import MANIFEST, replace_file
 from thalweg.checkpoint.encoding import dump, parse, parsed_bytes
 from thalweg.checkpoint.folder import read_manifest
-from thalweg.checkpoint.members import Allowance
 from thalweg.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Record:
         try:
             if file.is_file() and file.stat().st_size <= LARGEST_BYTES:
                 text = file.read_bytes()
-                Allowance(len(text)).check(parsed_bytes(text))
+                Allowance(len(text), most_text(0)).memory.check(parsed_bytes(text))
                 self._made = _checked(parse(text))
         except (OSError, ValueError) as problem:
             logger.warning(

@@ -12,14 +12,14 @@ from torch.nn.parameter import is_lazy
 from thalweg.checkpoint.encoding import decode
 from thalweg.checkpoint.folder import Reader
 from thalweg.checkpoint.graph import Graph, pending_slots
-from thalweg.checkpoint.keys import hyper_key
-from thalweg.checkpoint.matching import (
+from thalweg.checkpoint.hyperparameters import (
     HyperPolicy,
-    Match,
     added_later,
     encode_hyperparameters,
     takes_new_hyperparameters,
 )
+from thalweg.checkpoint.keys import hyper_key
+from thalweg.checkpoint.matching import Match
 from thalweg.distribute.components import is_distributed
 from thalweg.distribute.row_shards import sharded_rows
 from thalweg.errors import CheckpointError, message

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from thalweg.checkpoint.encoding import encode
 from thalweg.checkpoint.graph import Graph
+from thalweg.checkpoint.hyperparameters import encode_hyperparameters
 from thalweg.checkpoint.keys import escape, is_face_key, rank_key
 from thalweg.checkpoint.manifest import Manifest, encode_metadata
-from thalweg.checkpoint.matching import encode_hyperparameters
 from thalweg.checkpoint.tensor_file import CODES
 from thalweg.checkpoint.values import parts_key
 from thalweg.distribute.collectives import rank, world_size
@@ -53,8 +53,10 @@ def take_snapshot(graph: Graph, metadata: dict[str, Any] | None) -> Snapshot:
 
     Raises:
         CheckpointError: If something cannot be stored, or two come by one name; all
-            tensors that cannot be stored are listed.
+            tensors that cannot be stored are listed. If an optimizer counts less than
+            no steps.
     """
+    _check_step(graph)
     tensors = {key: one for key, one in graph.tensors.items() if not is_lazy(one)}
     tensors.update({key: slot.tensor for key, slot in graph.slots.items()})
     shared: dict[str, Any] = {}
@@ -82,6 +84,16 @@ def take_snapshot(graph: Graph, metadata: dict[str, Any] | None) -> Snapshot:
         metadata=encode_metadata(metadata),
     )
     return Snapshot(tensors, manifest, own)
+
+
+def _check_step(graph: Graph) -> None:
+    """Refuse a count of steps that no reader would take."""
+    step = graph.step
+    if step is not None and step < 0:
+        expected = "no less than 0 steps that an optimizer has taken"
+        got = f"iterations = {step} of '{next(iter(graph.owners))}'"
+        action = "Assign the right number to it."
+        raise CheckpointError(message("Checkpoint.save", expected, got, action))
 
 
 def _encode_value(key: str, value: Any, tensors: dict[str, torch.Tensor]) -> Any:

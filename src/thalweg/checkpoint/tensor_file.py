@@ -19,18 +19,20 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from thalweg.checkpoint.allowance import (
+    ALWAYS_ALLOWED,
+    OBJECT_BYTES,
+    Allowance,
+    most_text,
+)
 from thalweg.checkpoint.encoding import dump, parsed_bytes
 from thalweg.checkpoint.members import (
-    ALWAYS_ALLOWED,
     NUMBER,
     NUMBERS,
-    OBJECT_BYTES,
     SPACE,
-    Allowance,
     Counts,
     Table,
     keys_of,
-    most_text,
     object_pattern,
     row_pattern,
     without_collections,
@@ -124,12 +126,12 @@ def file_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryv
     }
     text = dump(header, levels=1)
     size = max((place.end for place in layout.values()), default=0)
-    needed = Allowance(size + len(text), unlimited=True)
+    needed = Allowance(size + len(text), largest_header(size), unlimited=True)
     if parsed_bytes(text) > ALWAYS_ALLOWED:
         _read_table(text, needed)
-        text += b" " * needed.excess
+        text += b" " * needed.memory.excess
     text += b" " * (-len(text) % ALIGNMENT)
-    most = largest_header(size) - needed.text
+    most = needed.text.left
     if len(text) > most:
         expected = f"{most:,} bytes of names at most beside tensors of this size"
         got = f"{len(text):,}, of {len(tensors):,} tensors"
@@ -218,24 +220,25 @@ def _header_length(read: Any, size: int, path: Path) -> int:
 
 def _read_header(read: Any, size: int, path: Path) -> tuple[dict[str, Layout], int]:
     length = _header_length(read, size, path)
+    allowance = Allowance(size, largest_header(size - LENGTH.size - length))
     try:
-        room = largest_header(size - LENGTH.size - length) - length
+        allowance.text.spend(length)
         with without_collections():
-            table = _read_table(read(length), Allowance(size, room=room))
+            table = _read_table(read(length), allowance)
     except ValueError as problem:
         raise damaged(path, f"a malformed header ({problem})") from problem
     return table, LENGTH.size + length
 
 
 def _read_table(text: bytes, allowance: Allowance) -> dict[str, Layout]:
-    allowance.spend(len(text))
+    allowance.memory.spend(len(text))
     rows = Table(text, 0, ENTRY, allowance, skipped=METADATA)
     counts = Counts(allowance)
     table: dict[str, Layout] = {}
     for some in rows:
         keys = keys_of(some)
         allowance.spend_members(keys)
-        allowance.spend(OBJECT_BYTES * len(keys))
+        allowance.memory.spend(OBJECT_BYTES * len(keys))
         before = len(table)
         table.update(zip(keys, _read_entries(keys, some, counts), strict=True))
         if len(table) != before + len(keys):

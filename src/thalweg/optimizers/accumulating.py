@@ -44,6 +44,11 @@ from thalweg.step.device_clock import refuse_capture
 __all__ = ["Accumulating"]
 
 _POSITION = "gradient_accumulation_position"
+# What a shallow copy has for itself, though it shares what is in there.
+_OWN = (
+    *("_hyper", "_flags", "_clips", "_table", "_numbers_known", "_states"),
+    *("_slot_names", "_weights", "_warned", "gradient_transformers"),
+)
 
 
 # Fields begin below this class: annotations above it are no constructor arguments.
@@ -209,17 +214,22 @@ class Accumulating(Applying):
     # -- copies ---------------------------------------------------------------
 
     def __copy__(self) -> Self:
-        """A copy that shares variables and slots, but not the gradients that wait."""
+        """A copy that shares variables, slots and the count of steps, and no more.
+
+        Hyperparameters, options and the gradients that wait are its own; of
+        `torch.optim` such a copy shares the learning rate, too.
+        """
         copied: Any = type(self).__new__(type(self))
-        copied.__setstate__(self.__getstate__())
-        if self._sums is not None:
-            entries = self._entries.values()
-            shared = [entry.variable for entry in entries]
-            for entry in entries:
-                shared += [s for n, s in entry.slots.items() if n != ACCUMULATOR]
-            memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
-            own = copy.deepcopy((copied._entries, self._sums), memo)
-            copied.__dict__["_entries"], copied.__dict__["_sums"] = own
+        state: Any = self.__getstate__()
+        own = {name: copy.copy(state[name]) for name in _OWN if name in state}
+        copied.__setstate__({**state, **own})
+        entries = self._entries.values()
+        shared = [entry.variable for entry in entries]
+        for entry in entries:
+            shared += [s for n, s in entry.slots.items() if n != ACCUMULATOR]
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+        tables = copy.deepcopy((copied._entries, self._sums), memo)
+        copied.__dict__["_entries"], copied.__dict__["_sums"] = tables
         return copied
 
     # -- checkpoints ----------------------------------------------------------

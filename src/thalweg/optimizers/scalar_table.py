@@ -31,6 +31,12 @@ class ScalarTable:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __copy__(self) -> ScalarTable:
+        copied = ScalarTable()
+        for setting in self._rows:
+            copied.row_of(setting)
+        return copied
+
     @property
     def names(self) -> list[str]:
         """Hyperparameters that some setting overrides."""

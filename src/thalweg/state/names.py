@@ -11,6 +11,7 @@ from typing import overload
 
 import torch
 
+from thalweg.errors import describe, message
 from thalweg.state.trackable import named_variables
 from thalweg.state.weak_table import WeakTable
 from thalweg.state.wrappers import WRAPPER_SEGMENTS
@@ -64,7 +65,11 @@ def register_name(variable: torch.Tensor, path: str) -> None:
     Args:
         variable: The tensor that is written, no view.
         path: Its place in a model; dots part the segments.
+
+    Raises:
+        TypeError: If these are no tensor and no string.
     """
+    _check("register_name", variable, path)
     _paths.set(variable, canonical_name(path))
 
 
@@ -93,8 +98,21 @@ def given_name(tensor: torch.Tensor) -> str | None:
 
 
 def set_name(tensor: torch.Tensor, name: str | None) -> None:
-    """Give a tensor a name of its own, or take it back with None."""
+    """Give a tensor a name of its own, or take it back with None.
+
+    Raises:
+        TypeError: If these are no tensor and no string.
+    """
     if name is None:
         _given.discard(tensor)
     else:
+        _check("set_name", tensor, name)
         _given.set(tensor, name)
+
+
+def _check(where: str, tensor: object, name: object) -> None:
+    """Refuse what cannot be named, and what is no name."""
+    for value, kind in ((tensor, torch.Tensor), (name, str)):
+        if not isinstance(value, kind):
+            expected = "a tensor and its name, a string"
+            raise TypeError(message(where, expected, describe(value), "Pass these."))

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from thalweg.errors import describe, message
-from thalweg.state.conversion import initial_data, is_differentiable, operand
+from thalweg.state.assignable import Assignable
+from thalweg.state.conversion import initial_data, is_differentiable
 from thalweg.state.names import given_name, name_of, set_name
 from thalweg.state.placement import gather, is_sharded
 from thalweg.state.weak_table import WeakTable
@@ -42,7 +43,7 @@ class _VariableMeta(type(nn.Parameter)):
     __instancecheck__ = type.__instancecheck__
 
 
-class Variable(nn.Parameter, metaclass=_VariableMeta):
+class Variable(Assignable, nn.Parameter, metaclass=_VariableMeta):
     """A tensor that a program updates, by assignment or by an optimizer.
 
     Operations on it give plain tensors. Its data are always its own copy.
@@ -153,17 +154,6 @@ class Variable(nn.Parameter, metaclass=_VariableMeta):
         else:
             _constraints.set(self.handle, constraint)
 
-    def value(self) -> torch.Tensor:
-        """Return the present value, a copy that later assignments do not change.
-
-        Gradients flow through it to the variable.
-        """
-        return self.handle.clone()
-
-    def read_value(self) -> torch.Tensor:
-        """Return the present value; the same as `value`."""
-        return self.value()
-
     def numpy(self, *, force: bool = False) -> np.ndarray[Any, Any]:
         """Return a copy of the value as an array; bfloat16 comes as float32.
 
@@ -173,67 +163,6 @@ class Variable(nn.Parameter, metaclass=_VariableMeta):
         if data.dtype == torch.bfloat16:
             data = data.float()
         return np.array(data.numpy(force=force))
-
-    def assign(
-        self,
-        value: Any,
-        use_locking: bool | None = None,
-        name: str | None = None,
-        read_value: bool = True,
-    ) -> Variable:
-        """Set the variable to a value of the same shape.
-
-        Args:
-            value: Tensor, array, number or nested list; converted to the dtype.
-            use_locking: Accepted for old code; writes are ordered anyway.
-            name: Accepted for old code.
-            read_value: Accepted for old code.
-
-        Returns:
-            The variable.
-
-        Raises:
-            TypeError: If converting would lose the kind of number (complex to real,
-                fractions to integers).
-            ValueError: If the shapes differ. Nothing has been written then.
-        """
-        del use_locking, name, read_value
-        value = self._operand("assign", value)
-        with torch.no_grad():
-            self.handle.copy_(value)
-        return self
-
-    def assign_add(
-        self,
-        delta: Any,
-        use_locking: bool | None = None,
-        name: str | None = None,
-        read_value: bool = True,
-    ) -> Variable:
-        """Add a value of the same shape; arguments and errors as for `assign`."""
-        del use_locking, name, read_value
-        delta = self._operand("assign_add", delta)
-        with torch.no_grad():
-            self.handle.add_(delta)
-        return self
-
-    def assign_sub(
-        self,
-        delta: Any,
-        use_locking: bool | None = None,
-        name: str | None = None,
-        read_value: bool = True,
-    ) -> Variable:
-        """Subtract a value of the same shape; arguments and errors as for `assign`."""
-        del use_locking, name, read_value
-        delta = self._operand("assign_sub", delta)
-        with torch.no_grad():
-            self.handle.sub_(delta)
-        return self
-
-    def _operand(self, method: str, value: Any) -> torch.Tensor:
-        given = value.handle if isinstance(value, Variable) else value
-        return operand(f"{method} of {self.name!r}", given, self.handle)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
         known = memo.get(id(self))

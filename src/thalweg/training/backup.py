@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from thalweg.checkpoint import Checkpoint, CheckpointManager, RandomState
+from thalweg.checkpoint.callers import level_of_caller
 from thalweg.checkpoint.durable import remove_checkpoint
 from thalweg.checkpoint.folder import read_manifest
 from thalweg.checkpoint.graph import build_graph
 from thalweg.checkpoint.matching import match
 from thalweg.checkpoint.status import Outcome, RestoreStatus
-from thalweg.distribute import rank
+from thalweg.distribute import rank, world_size
 from thalweg.errors import message
+from thalweg.state import named_variables
 from thalweg.training.callback import Callback, Logs
 from thalweg.training.history import Remembering
+from thalweg.training.lost_variables import lost_among, named_in_short
+from thalweg.training.replicas import Replicas
 from thalweg.training.trained import Trained
 
 __all__ = ["BackupAndRestore", "check_save_freq"]
@@ -42,6 +47,8 @@ class BackupAndRestore(Callback):
 
     A run that was stopped stays stopped: started anew, it runs no epoch. One that was
     stopped by a loss that is NaN or infinite is not saved; it goes on before that.
+    Neither is one whose trained variables have an inf or NaN, whatever its loss: a
+    warning names them, and the backup before that stays.
 
     Metrics of your own are gone on with if they keep numbers and tensors in
     attributes, or have ``state_dict`` and ``load_state_dict``.
@@ -139,10 +146,25 @@ class BackupAndRestore(Callback):
                 remove_checkpoint(Path(path))
 
     def _save(self) -> None:
-        if self._manager is not None:
+        if self._manager is not None and not self._is_lost():
             self._saves += 1
             self._manager.checkpoint.update(stopped=self.model.stop_training)
             self._manager.save(self._saves)
+
+    def _is_lost(self) -> bool:
+        """Whether going on from here is of no use; all ranks say the same."""
+        found = named_variables(self.model).items()
+        lost = lost_among({n: v for n, v in found if v.requires_grad})
+        # All of them save together: one that did not would be waited for.
+        if not Replicas(world_size(), rank()).total(int(bool(lost))):
+            return False
+        which = named_in_short(lost) if lost else "those of another rank"
+        warnings.warn(
+            f"BackupAndRestore: variables have an inf or NaN ({which}). This is not "
+            "saved; a backup from before stays.",
+            stacklevel=level_of_caller(),
+        )
+        return True
 
     def _made(self) -> CheckpointManager:
         parts: dict[str, Any] = {"model": self.model}

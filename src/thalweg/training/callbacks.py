@@ -17,6 +17,7 @@ from thalweg.state import named_variables
 from thalweg.training.backup import BackupAndRestore, check_save_freq
 from thalweg.training.callback import Callback, Logs
 from thalweg.training.history import History, Remembering
+from thalweg.training.lost_variables import lost_among, named_in_short
 from thalweg.training.progress import ProgressBar
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "TerminateOnNaN",
 ]
 
-_MAX_NAMED = 5
 _MODES = ("auto", "min", "max")
 _GROWING = re.compile(r"acc|auc|precision|recall|f1|cosine")
 
@@ -269,13 +269,10 @@ class TerminateOnNaN(Callback):
         if not model.replicas.total(int(not math.isfinite(loss))):
             return
         self.model.stop_training = True
-        found = named_variables(self.model).items()
-        names = [n for n, v in found if not torch.isfinite(v.detach()).all()]
-        shown = ", ".join(names[:_MAX_NAMED])
-        more = f" and {len(names) - _MAX_NAMED} more" if names[_MAX_NAMED:] else ""
+        lost = named_in_short(lost_among(named_variables(self.model)))
         warnings.warn(
             f"TerminateOnNaN: the loss is {loss} in step {batch + 1}; training ends "
-            f"here. Variables with an inf or NaN: {shown or 'none'}{more}.",
+            f"here. Variables with an inf or NaN: {lost}.",
             stacklevel=4,
         )
 

@@ -120,6 +120,13 @@ class Accuracy(Metric):
             return SparseCategoricalAccuracy(self.name)
         return CategoricalAccuracy(self.name)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave, the decision included."""
+        for kind in (BinaryAccuracy, CategoricalAccuracy, SparseCategoricalAccuracy):
+            if f"_metric {kind.__name__}" in state_dict and self._metric is None:
+                self._metric = kind(self.name)
+        super().load_state_dict(state_dict)
+
     def result(self) -> Tensor:
         """Return the share of right outputs, 0 before the first batch."""
         return torch.zeros(()) if self._metric is None else self._metric.result()

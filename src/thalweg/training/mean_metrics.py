@@ -15,6 +15,7 @@ import torch
 from thalweg.errors import message
 from thalweg.training.alignment import weighted
 from thalweg.training.loss_adapters import num_rows
+from thalweg.training.structure import map_structure
 
 Tensor = torch.Tensor
 # Sums a tensor over the ranks and returns the sum, on the device of the argument.
@@ -25,7 +26,8 @@ class Metric:
     """Something that is measured over many batches.
 
     Documented for subclassing: override `update_state`, `result` and `reset_state`,
-    and `state_tensors` if ranks can add up what it holds.
+    and `state_dict` and `load_state_dict` if what it holds is more than numbers and
+    tensors in attributes.
 
     Args:
         name: The key in logs and histories.
@@ -64,6 +66,38 @@ class Metric:
         """Return the value over all ranks; that of this one if `reduce` is None."""
         del reduce
         return self.result()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it holds: numbers and tensors in attributes, by part and name.
+
+        Parts are the metric itself, which is called "", and metrics in attributes.
+        """
+        return {
+            part: {name: one for name, one in vars(holder).items() if _is_number(one)}
+            for part, holder in self._parts().items()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave; parts that are not here are left out."""
+        parts = self._parts()
+        for part, values in state_dict.items():
+            for name, value in values.items() if part in parts else ():
+                setattr(parts[part], name, map_structure(_copied, value))
+
+    def _parts(self) -> dict[str, Any]:
+        """The metric and what within it holds numbers, by name."""
+        inner = {n: one for n, one in vars(self).items() if isinstance(one, Metric)}
+        return {"": self} | {f"{n} {type(m).__name__}": m for n, m in inner.items()}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(one, Tensor) for one in value)
+    return isinstance(value, (bool, int, float, Tensor))
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 class Mean(Metric):

@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 import torch
+from torch import nn
+from typing_extensions import override
 
 from thalweg.training.mean_metrics import Metric, Reduce
 
@@ -70,11 +72,24 @@ class TorchMetric(Metric):
             self._set_syncing(False)
 
     def _set_syncing(self, is_syncing: bool) -> None:
-        is_collection = hasattr(self.metric, "values")
-        for part in self.metric.values() if is_collection else [self.metric]:
-            if hasattr(part, "_to_sync"):
-                part._to_sync = is_syncing
-                part._computed = None
+        for one in self._objects():
+            if hasattr(one, "_to_sync"):
+                one._to_sync = is_syncing
+                one._computed = None
+
+    def _objects(self) -> list[Any]:
+        """The object, or those of a collection."""
+        metric = self.metric
+        return list(metric.values()) if hasattr(metric, "values") else [metric]
+
+    @override
+    def _parts(self) -> dict[str, Any]:
+        # torchmetrics's own `state_dict` leaves out what is not `persistent`.
+        parts = super()._parts()
+        for number, one in enumerate(self._objects()):
+            modules = one.named_modules() if isinstance(one, nn.Module) else [("", one)]
+            parts |= {f"{number} {path}": module for path, module in modules}
+        return parts
 
 
 def _snake_case(name: str) -> str:

@@ -94,7 +94,7 @@ def test_the_manifest_may_not_claim_other_shapes_than_the_file(saved):
 
 def test_hostile_manifests_are_refused_at_once(saved):
     file = saved / MANIFEST
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (
         b"[" * 1_000_000,
         b'{"a":' * 100_000,
@@ -103,7 +103,7 @@ def test_hostile_manifests_are_refused_at_once(saved):
     ):
         file.write_bytes(text)
         assert_refused(saved, "malformed manifest")
-    assert time.perf_counter() - start < 4.0
+    assert time.process_time() - start < 4.0
     with open(file, "wb") as sparse:
         sparse.truncate(1 << 40)
     assert_refused(saved, "a manifest of 1099511627776 bytes")

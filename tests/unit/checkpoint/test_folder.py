@@ -160,7 +160,7 @@ def test_too_many_names_are_refused_before_the_old_one_is_touched(
 ):
     save(tmp_path / "x", 2)
     with monkeypatch.context() as patch:
-        patch.setattr("thalweg.checkpoint.members.TEXT_BYTES", 1_000)
+        patch.setattr("thalweg.checkpoint.allowance.TEXT_BYTES", 1_000)
         problems = save(tmp_path / "x", ranks, overwrite=True)
     assert all(isinstance(problem, CheckpointError) for problem in problems)
     assert "tensors" in str(problems[0])
@@ -171,13 +171,13 @@ def test_too_many_names_are_refused_before_the_old_one_is_touched(
 def test_a_folder_with_more_text_than_is_read_is_refused_unread(tmp_path, monkeypatch):
     save(tmp_path / "x", 3)
     size = (tmp_path / "x" / "manifest.json").stat().st_size
-    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", size - 100)
+    monkeypatch.setattr("thalweg.checkpoint.allowance.TEXT_BYTES", size - 100)
     for check in (check_structure, verify, read_manifest):
         with pytest.raises(CheckpointError, match=f"a manifest of {size} bytes beside"):
             check(tmp_path / "x")
-    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", size + 10_000)
+    monkeypatch.setattr("thalweg.checkpoint.allowance.TEXT_BYTES", size + 10_000)
     assert read_manifest(tmp_path / "x").step == 3
-    with pytest.raises(CheckpointError, match="bytes of text, where"):
+    with pytest.raises(CheckpointError, match="bytes of text, or what counts"):
         verify(tmp_path / "x")
 
 
@@ -202,6 +202,21 @@ def test_a_folder_that_is_no_checkpoint_is_not_called_damaged(tmp_path):
     assert "damaged" not in str(raised.value)
     with pytest.raises(CheckpointError, match=r"1 checkpoint inside\. Pass .*last\."):
         verify(run / "inner")
+
+
+def test_a_run_with_tensors_of_its_own_is_not_called_damaged(tmp_path):
+    save(tmp_path / "run" / "step-3", 3)
+    (tmp_path / "run" / "tensors.safetensors").write_bytes(b"exported")
+    text = r"without manifest.json, with 1 checkpoint inside\. Pass .*step-3\."
+    with pytest.raises(CheckpointError, match=text):
+        verify(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tensors.safetensors"])
+def test_a_file_of_a_checkpoint_leads_to_its_folder(tmp_path, name):
+    save(tmp_path / "x", 1)
+    with pytest.raises(CheckpointError, match=r"got a file\. Pass .*x\.$"):
+        verify(tmp_path / "x" / name)
 
 
 def test_a_checkpoint_that_has_lost_its_manifest_is_damaged(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.checkpoint.slot_keeper import same_bits
-from thalweg.checkpoint.members import (
+from thalweg.checkpoint.allowance import (
     ALWAYS_ALLOWED,
     STORED_BYTES_OF_TEXT,
     TEXT_OF_A_ROW,
@@ -214,7 +214,7 @@ def test_a_header_takes_no_more_than_twice_the_file(tmp_path, kind):
 
 
 def test_a_header_that_nobody_would_read_is_not_written(monkeypatch):
-    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", 100)
+    monkeypatch.setattr("thalweg.checkpoint.allowance.TEXT_BYTES", 100)
     with pytest.raises(CheckpointError, match="100 bytes of names"):
         next(file_chunks({"a" * 80: torch.zeros(1)}))
 
@@ -225,12 +225,12 @@ def test_a_long_header_is_read_only_beside_tensors_of_some_size(tmp_path, monkey
     length = header_length(path)
     assert length == struct.unpack("<Q", path.read_bytes()[:8])[0]
     text = length + 2 * TEXT_OF_A_ROW - 16_004 // STORED_BYTES_OF_TEXT
-    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", text)
+    monkeypatch.setattr("thalweg.checkpoint.allowance.TEXT_BYTES", text)
     assert set(TensorFile(path).layout) == set(names)
-    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", text - 1)
-    with pytest.raises(CheckpointError, match="more rows"):
+    monkeypatch.setattr("thalweg.checkpoint.allowance.TEXT_BYTES", text - 1)
+    with pytest.raises(CheckpointError, match="bytes of text, or what counts"):
         TensorFile(path)
-    monkeypatch.setattr("thalweg.checkpoint.members.TEXT_BYTES", length - 251)
+    monkeypatch.setattr("thalweg.checkpoint.allowance.TEXT_BYTES", length - 251)
     for read in (TensorFile, header_length):
         with pytest.raises(CheckpointError, match=f"a header of {length} bytes"):
             read(path)

@@ -263,3 +263,17 @@ def test_a_number_does_not_replace_a_schedule_and_that_is_said(
     checkpoint.restore(path).assert_consumed()
     assert optimizer.get_config()["learning_rate"]["class_name"] == "ExponentialDecay"
     assert "whose own function stays." in caplog.text
+
+
+@pytest.mark.parametrize("how", ["save", "save_async"])
+def test_a_count_that_no_reader_takes_is_refused_before_writing(tmp_path, how):
+    weight, optimizer = Variable([1.0]), SGD(0.1)
+    optimizer.iterations.assign(-2)
+    checkpoint = Checkpoint(weight=weight, mine=optimizer)
+    with pytest.raises(CheckpointError, match="iterations = -2 of 'mine'"):
+        getattr(checkpoint, how)(tmp_path / "below" / "save")
+    assert list(tmp_path.iterdir()) == []
+    optimizer.iterations.assign(0)
+    getattr(checkpoint, how)(tmp_path / "save")
+    checkpoint.wait()
+    assert checkpoint.restore(tmp_path / "save").assert_consumed().step == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +115,14 @@ def test_an_attribute_called_module_is_not_a_wrapper() -> None:
     both = nn.DataParallel(Holder())
     assert list(named_variables(both)) == ["module.weight"]
     assert list(named_variables({"x": both})) == ["x.module.weight"]
+
+
+@pytest.mark.parametrize("give", [register_name, set_name])
+@pytest.mark.parametrize("arguments", [(3, "x"), (torch.ones(1), 3)])
+def test_what_is_no_tensor_or_no_name_is_refused(
+    give: Callable[..., None], arguments: tuple[Any, Any]
+) -> None:
+    text = rf"{give.__name__}: expected a tensor and its name, .*; got 3 \(int\)\."
+    with pytest.raises(TypeError, match=text):
+        give(*arguments)
+    assert name_of(arguments[0]) is None

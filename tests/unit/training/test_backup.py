@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchmetrics.classification import BinaryAUROC
@@ -228,6 +229,36 @@ def test_a_run_stopped_by_nan_goes_on_before_it(
     again = new(seed=99)
     again.fit(X, Y, callbacks=[backup], **options)
     assert torch.equal(weights(again), whole)
+
+
+@pytest.mark.parametrize("save_freq", ["epoch", 1])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_variables_that_are_lost_are_not_saved_whatever_the_loss(
+    tmp_path: Path, save_freq: str | int, number: float
+) -> None:
+    def spoil(epoch: int, logs: Any) -> None:
+        if epoch == 1:
+            assert np.isfinite(logs["loss"])
+            with torch.no_grad():
+                next(model.parameters())[2] = number
+
+    backup = BackupAndRestore(tmp_path, save_freq, delete_checkpoint=False)
+    model = new()
+    with pytest.warns(UserWarning, match=r"inf or NaN \(\S*0\.weight.*is not saved"):
+        run(model, LambdaCallback(on_epoch_end=spoil), backup, epochs=3)
+    again = new(seed=99)
+    seen: list[int] = []
+    note = LambdaCallback(on_epoch_begin=lambda epoch, logs: seen.append(epoch))
+    run(again, note, backup, epochs=3)
+    assert seen == [1, 2]
+    assert weights(again).isfinite().all()
+
+
+def test_buffers_may_be_infinite(tmp_path: Path) -> None:
+    model, saved = new(), BackupAndRestore(tmp_path, delete_checkpoint=False)
+    model.register_buffer("limits", torch.tensor([float("-inf")]))
+    run(model, saved)
+    assert len(list(tmp_path.glob("step-*"))) == 1
 
 
 def test_a_run_that_ends_removes_its_backup(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""A shallow copy of an optimizer has its own numbers; a deep one shares nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import thalweg as tw
+
+
+def made() -> tuple[tw.Variable, tw.Variable, Any]:
+    held = tw.Variable([1.0], name="a"), tw.Variable([1.0], name="b")
+    optimizer = tw.optimizers.SGD(
+        0.5, momentum=0.5, clipvalue=2.0, per_variable={"b": {"learning_rate": 0.25}}
+    )
+    return *held, optimizer
+
+
+def step(optimizer: Any, *variables: tw.Variable) -> list[float]:
+    before = [v.item() for v in variables]
+    optimizer.apply_gradients([(torch.ones(1), v) for v in variables])
+    pairs = zip(before, variables, strict=True)
+    return [old - new.item() for old, new in pairs]
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("turned", [False, True])
+def test_numbers_of_one_are_not_those_of_the_other(
+    is_built: bool, how: Callable[[Any], Any], turned: bool
+) -> None:
+    a, b, optimizer = made()
+    if is_built:
+        step(optimizer, a, b)
+    one, other = (how(optimizer), optimizer)[:: -1 if turned else 1]
+    one.learning_rate, one.nesterov, one.clipvalue = 0.125, True, 1.0
+    one.weight_decay = 0.5
+    one.gradient_transformers.append(lambda pairs: pairs)
+    assert (other.learning_rate, other.nesterov) == (0.5, False)
+    assert (other.clipvalue, other.weight_decay) == (2.0, None)
+    assert other.gradient_transformers == []
+    assert one.get_config() != other.get_config()
+
+
+def test_a_shallow_copy_steps_by_its_own_numbers() -> None:
+    a, b, optimizer = made()
+    optimizer.momentum = 0.0
+    for _ in range(3):  # until numbers are known from the step before
+        assert step(optimizer, a, b) == [0.5, 0.25]
+    copied = copy.copy(optimizer)
+    copied.learning_rate = 2.0
+    for _ in range(3):
+        assert step(copied, a, b) == [2.0, 0.25]
+        assert step(optimizer, a, b) == [0.5, 0.25]
+    assert copied.iterations is optimizer.iterations
+
+
+def test_what_a_shallow_copy_builds_is_its_own() -> None:
+    a, b, _ = made()
+    optimizer = tw.optimizers.SGD(0.5, momentum=0.5)
+    step(optimizer, a)
+    copied = copy.copy(optimizer)
+    assert copied.get_slot(a, "momentum") is optimizer.get_slot(a, "momentum")
+    assert step(copied, b) == [0.5]
+    assert len(optimizer.get_weights()) == 2
+    assert len(copied.get_weights()) == 3
+    assert step(optimizer, b) == [0.5]
+    assert optimizer.get_slot(b, "momentum") is not copied.get_slot(b, "momentum")
+
+
+def test_a_deep_copy_shares_nothing() -> None:
+    a, b, optimizer = made()
+    step(optimizer, a, b)
+    (c, d), copied = copy.deepcopy(((a, b), optimizer))
+    copied.learning_rate = 4.0
+    assert step(copied, c, d) != step(optimizer, a, b)
+    assert copied.get_slot(c, "momentum") is not optimizer.get_slot(a, "momentum")
+    assert copied.iterations is not optimizer.iterations
