@@ -1,15 +1,21 @@
-"""The interpreter over a kernel's tables: memory by address, item by item."""
+"""The interpreter over a kernel's tables: memory by address.
+
+Whole tensors come as few long items, which are run one by one; touched rows as many
+short ones, which are gathered, run together, and put back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 
-from thalweg.compiler.blocks import BlockProgram, treats_elements_alike
+from thalweg.compiler.blocks import BLOCK, BlockProgram, treats_elements_alike
 from thalweg.compiler.graph import Space, expect_reduction, label_of, space_of
 from thalweg.compiler.interpret import Interpreter
 from thalweg.compiler.key import Mode
@@ -21,6 +27,29 @@ from thalweg.compiler.views import tensor_of, view_memory
 __all__ = ["TableInterpreter"]
 
 Array = np.ndarray[Any, Any]
+
+_ROW = 4  # of an item: its row in the scalar table
+_KIND = [0, 2, 3, 4]  # all but its place: variable, offset of gradient, length, row
+_MOST_ROWS = 1024  # at a time: a reduction keeps 256 lanes for each
+
+
+@dataclass(frozen=True)
+class _Touched:
+    """Rows of one variable, each of them once.
+
+    Attributes:
+        rows: Their indices.
+        width: Elements of a row.
+        starts: Where the list of the gradients of each begins.
+        counts: How many gradients each has, at least one.
+        sources: These lists: rows of the gradient.
+    """
+
+    rows: Array
+    width: int
+    starts: Array
+    counts: Array
+    sources: Array
 
 
 class TableInterpreter:
@@ -56,8 +85,10 @@ class TableInterpreter:
             self._reduce(number, items, pointers, scalars)
             if between is not None:
                 between(number)
-        if rows or not self._is_alike:
-            self._write_items(tables, rows)
+        if rows:
+            self._write_rows(tables, rows)
+        elif not self._is_alike:
+            self._write_items(tables)
         else:
             self._blocks.run(items, pointers, scalars)
 
@@ -65,22 +96,66 @@ class TableInterpreter:
     def _blocks(self) -> BlockProgram:
         return BlockProgram(self._program, self._interpreter.dtypes)
 
-    def _write_items(self, tables: Sequence[Array], rows: Sequence[Array]) -> None:
-        """The writing pass item by item: touched rows, and rules that know rows."""
+    def _write_items(self, tables: Sequence[Array]) -> None:
+        """The writing pass item by item: rules that know rows or cells."""
         items, pointers, scalars = tables
-        for row, chosen in _by_row(items).items():
+        for row in np.unique(items[:, _ROW]).tolist():
             numbers = self._numbers(scalars[row])
             if numbers[APPLY] == 0.0:
                 continue
             rounded = self._interpreter.rounded(numbers)
-            for place in chosen:
-                item, addresses = items[place].tolist(), pointers[items[place, 0]]
-                if rows:
-                    sources = _sources(rows, place)
-                    self._write_row(item, addresses.tolist(), sources, rounded, numbers)
-                else:
-                    views = self._views(item, addresses.tolist(), numbers)
-                    self._apply(item, views, rounded, numbers)
+            for item in items[items[:, _ROW] == row].tolist():
+                views = self._views(item, pointers[item[0]].tolist(), numbers)
+                begin, length = int(item[1]), int(item[3])
+                places = np.arange(begin, begin + length)
+                results = self._results(views, rounded, numbers, places)
+                for old, new in zip(views, results, strict=False):
+                    if new is not None:
+                        old.copy_(new)
+
+    def _write_rows(self, tables: Sequence[Array], rows: Sequence[Array]) -> None:
+        """The writing pass over touched rows, many of a variable at a time."""
+        items, pointers, scalars = tables
+        starts, sources = rows
+        kinds, kind_of = np.unique(items[:, _KIND], axis=0, return_inverse=True)
+        for number, (variable, skip, width, row) in enumerate(kinds.tolist()):
+            numbers = self._numbers(scalars[row])
+            if numbers[APPLY] == 0.0 or width == 0:
+                continue
+            rounded = self._interpreter.rounded(numbers)
+            places = np.flatnonzero(kind_of.reshape(-1) == number)
+            size = min(_MOST_ROWS, max(1, BLOCK // width))
+            for begin in range(0, len(places), size):
+                part = places[begin : begin + size]
+                touched = _Touched(
+                    *(items[part, 1] // width, width),
+                    *(starts[part], np.diff(starts)[part], sources),
+                )
+                addresses = pointers[variable].tolist()
+                addresses[-1] += skip * self._interpreter.dtypes[-1].itemsize
+                self._write_touched(touched, addresses, rounded, numbers)
+
+    def _write_touched(
+        self,
+        touched: _Touched,
+        addresses: Sequence[int],
+        rounded: Mapping[fx.Node, Tensor],
+        numbers: Mapping[str, float],
+    ) -> None:
+        """Apply the gradients of each row, one after the other or added up."""
+        memory = self._memory(touched, addresses)
+        for turn, (chosen, values) in enumerate(self._turns(touched, addresses[-1])):
+            own = touched.rows[chosen]
+            index = torch.as_tensor(own)
+            views = [m if m.dim() == 1 else m[index].reshape(-1) for m in memory]
+            places = own[:, None] * touched.width + np.arange(touched.width)
+            views.append(values.reshape(-1))
+            new = self._results(views, rounded, numbers, places.reshape(-1), turn)
+            for whole, view, value in zip(memory, views, new, strict=False):
+                if value is not None and whole.dim() == 1:
+                    whole.copy_(value)
+                elif value is not None:
+                    whole[index] = value.expand(view.shape).reshape(len(own), -1)
 
     def _numbers(self, row: Array) -> dict[str, float]:
         """The columns of one row that are not derived."""
@@ -113,41 +188,54 @@ class TableInterpreter:
         for (row, node), total in totals.items():
             scalars[row, self._program.columns.index[label_of(node)]] = total
 
-    def _apply(
+    def _results(
         self,
-        item: list[int],
         views: Sequence[Tensor],
         rounded: Mapping[fx.Node, Tensor],
         numbers: Mapping[str, float],
+        places: Array,
         turn: int = 0,
-    ) -> None:
-        """Evaluate the writing pass on some views and write the results."""
-        places = np.arange(item[1], item[1] + item[3])
+    ) -> list[Tensor | None]:
+        """Evaluate the writing pass on some views; elements lie at these places."""
         round_output = rounder(self._program, numbers, places, turn)
         loaded = self._interpreter.load(views, numbers)
-        results = self._interpreter.outputs(loaded, rounded, round_output)
-        for old, new in zip(views, results, strict=False):
-            if new is not None:
-                old.copy_(new)
+        return self._interpreter.outputs(loaded, rounded, round_output)
 
-    def _write_row(
-        self,
-        item: list[int],
-        addresses: list[int],
-        sources: list[int],
-        rounded: Mapping[fx.Node, Tensor],
-        numbers: Mapping[str, float],
-    ) -> None:
-        """Apply the gradients of one touched row, one by one or added up."""
-        views = self._views(item, addresses, numbers)[:-1]
-        gradients = [self._gradient(item, addresses, s * item[3]) for s in sources]
-        if self._mode == "sum" and len(gradients) > 1:
-            total = gradients[0].to(self._interpreter.compute)
-            for gradient in gradients[1:]:
-                total = total + gradient
-            gradients = [total]
-        for turn, gradient in enumerate(gradients):
-            self._apply(item, [*views, gradient], rounded, numbers, turn)
+    def _memory(self, touched: _Touched, addresses: Sequence[int]) -> list[Tensor]:
+        """Variable and slots, shape (rows, elements of a row); cells, shape (1,)."""
+        count = int(touched.rows.max()) + 1
+        memory: list[Tensor] = []
+        for position, address in enumerate(addresses[:-1]):
+            layout = self._program.trace.layouts[position]
+            if layout == "scalar":
+                memory.append(self._view(address, 0, 1, position))
+            else:
+                width = 1 if layout == "row" else touched.width
+                view = self._view(address, 0, count * width, position)
+                memory.append(view.reshape(count, width))
+        return memory
+
+    def _turns(self, touched: _Touched, address: int) -> Iterator[tuple[Array, Tensor]]:
+        """Which of the rows are updated next, and a gradient for each."""
+        sources, ends = touched.sources, touched.starts + touched.counts
+        own = sources[touched.starts.min() : ends.max()]
+        count, width = int(own.max()) + 1, touched.width
+        gradient = self._view(address, 0, count * width, -1).reshape(count, width)
+        total = torch.empty(0)
+        for turn in range(int(touched.counts.max())):
+            chosen = np.flatnonzero(touched.counts > turn)
+            positions = touched.starts[chosen] + turn
+            values = gradient[torch.as_tensor(sources[positions])]
+            if self._mode == "sequence":
+                yield chosen, values
+            elif turn == 0:
+                total = values
+            else:
+                wide = total.to(self._interpreter.compute)
+                wide[torch.as_tensor(chosen)] += values
+                total = wide
+        if self._mode == "sum":
+            yield np.arange(len(touched.rows)), total
 
     def _views(
         self, item: list[int], addresses: list[int], numbers: Mapping[str, float]
@@ -182,16 +270,3 @@ class TableInterpreter:
         dtype = self._interpreter.dtypes[position]
         view = view_memory(address + offset * dtype.itemsize, length, dtype)
         return tensor_of(view)
-
-
-def _by_row(items: Array) -> dict[int, list[int]]:
-    """Places of the items of each row of the scalar table."""
-    places: dict[int, list[int]] = {}
-    for place, row in enumerate(items[:, 4].tolist()):
-        places.setdefault(row, []).append(place)
-    return places
-
-
-def _sources(rows: Sequence[Array], place: int) -> list[int]:
-    starts, sources = rows
-    return sources[starts[place] : starts[place + 1]].tolist()

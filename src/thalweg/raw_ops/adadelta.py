@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import Door, apply_rows
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.door import Door
+from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = [
     "ResourceApplyAdadelta",
@@ -15,6 +15,7 @@ __all__ = [
 
 
 _adadelta = Door("ResourceApplyAdadelta", rules.adadelta)
+_sparse_adadelta = RowDoor("ResourceSparseApplyAdadelta", rules.adadelta)
 
 
 @_adadelta.serves
@@ -58,7 +59,7 @@ def ResourceApplyAdadelta(
     """
 
 
-@registered
+@_sparse_adadelta.serves
 def ResourceSparseApplyAdadelta(
     *,
     var: Any,
@@ -94,13 +95,3 @@ def ResourceSparseApplyAdadelta(
         ValueError: If shapes, dtypes or devices do not fit, or an index is out of
             range; nothing is written then.
     """
-    del use_locking, name
-    apply_rows(
-        "ResourceSparseApplyAdadelta",
-        rules.adadelta,
-        {"var": var, "accum": accum, "accum_update": accum_update},
-        grad,
-        indices,
-        {"lr": lr, "rho": rho, "epsilon": epsilon},
-        check_indices=check_indices,
-    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import Door, apply_rows
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.door import Door
+from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = [
     "ResourceApplyAdagrad",
@@ -18,6 +18,8 @@ __all__ = [
 
 _adagrad = Door("ResourceApplyAdagrad", rules.adagrad)
 _adagrad_v2 = Door("ResourceApplyAdagradV2", rules.adagrad_v2)
+_sparse_adagrad = RowDoor("ResourceSparseApplyAdagrad", rules.adagrad)
+_sparse_adagrad_v2 = RowDoor("ResourceSparseApplyAdagradV2", rules.adagrad_v2)
 
 
 @_adagrad.serves
@@ -85,7 +87,7 @@ def ResourceApplyAdagradV2(
     """
 
 
-@registered
+@_sparse_adagrad.serves
 def ResourceSparseApplyAdagrad(
     *,
     var: Any,
@@ -117,20 +119,9 @@ def ResourceSparseApplyAdagrad(
         ValueError: If shapes, dtypes or devices do not fit, or an index is out of
             range; nothing is written then.
     """
-    del use_locking, name
-    apply_rows(
-        "ResourceSparseApplyAdagrad",
-        rules.adagrad,
-        {"var": var, "accum": accum},
-        grad,
-        indices,
-        {"lr": lr},
-        update_slots=update_slots,
-        check_indices=check_indices,
-    )
 
 
-@registered
+@_sparse_adagrad_v2.serves
 def ResourceSparseApplyAdagradV2(
     *,
     var: Any,
@@ -164,14 +155,3 @@ def ResourceSparseApplyAdagradV2(
         ValueError: If shapes, dtypes or devices do not fit, or an index is out of
             range; nothing is written then.
     """
-    del use_locking, name
-    apply_rows(
-        "ResourceSparseApplyAdagradV2",
-        rules.adagrad_v2,
-        {"var": var, "accum": accum},
-        grad,
-        indices,
-        {"lr": lr, "epsilon": epsilon},
-        update_slots=update_slots,
-        check_indices=check_indices,
-    )

@@ -119,12 +119,15 @@ def wired(
         f"{name}={'missing' if default is EMPTY else repr(default)}"
         for name, default in arguments.items()
     )
+    given, others = (
+        "".join(f"{name}, " for name in part) for part in (tensors, settings)
+    )
     text = f"""
 def wire(run, refuse, missing):
     def {op}(*positional, {declared}, **unknown):
         if positional or unknown:
             refuse(positional, unknown)
-        run(({", ".join(tensors)},), ({", ".join(settings)},))
+        run(({given}), ({others}))
     return {op}
 """
 

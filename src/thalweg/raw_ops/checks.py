@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 
 from thalweg.errors import describe, message
+from thalweg.raw_ops.overlaps import are_same_elements, overlap, shares_elements
 from thalweg.state import IndexedSlices, handle_of
 from thalweg.step.batch import flush
-from thalweg.step.tensors import is_dense
+from thalweg.step.tensors import check_readable, check_writable
 
 __all__ = [
+    "FLOATING_DTYPES",
+    "apart_from",
     "as_operand",
     "check_not_negative",
     "check_not_positive",
     "check_positive",
     "gradient_of",
     "number_of",
-    "numbers_of",
     "resource_of",
     "resources_of",
     "shape_message",
+    "written_of",
 ]
 
+FLOATING_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _NOT_REAL = (str, bytes, complex, np.complexfloating)
 
 
@@ -38,7 +42,7 @@ def resource_of(op: str, name: str, value: Any) -> torch.Tensor:
                 f"{op}: {name}",
                 "a Variable, its handle, or a tensor",
                 describe(value),
-                "Pass var=variable.handle.",
+                f"Pass {name}=variable.handle.",
             )
         )
     # What was called before must be done before this op reads or writes.
@@ -46,10 +50,35 @@ def resource_of(op: str, name: str, value: Any) -> torch.Tensor:
     return handle_of(value)
 
 
+def written_of(op: str, name: str, value: Any) -> torch.Tensor:
+    """The tensor that a resource argument stands for, which can be written.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is sparse, lazily negated, without memory, or has elements
+            that share memory.
+    """
+    tensor = resource_of(op, name, value)
+    check_writable(op, name, tensor)
+    if shares_elements(tensor):
+        raise ValueError(
+            message(
+                f"{op}: {name}",
+                "a tensor whose elements lie apart",
+                f"a {describe(tensor)} with strides {tensor.stride()}",
+                "Pass a copy of it (tensor.clone()). Nothing was written.",
+            )
+        )
+    return tensor
+
+
 def number_of(op: str, name: str, value: Any) -> float:
     """The number that a scalar argument stands for."""
     if isinstance(value, torch.Tensor) and not value.dim():
-        value = value.item()
+        try:
+            value = value.item()
+        except RuntimeError:  # of the meta device, which keeps no numbers
+            value = None
         if type(value) is float:
             return value
     if getattr(value, "shape", None):
@@ -65,7 +94,10 @@ def number_of(op: str, name: str, value: Any) -> float:
         # What float() would take, or take a part of, though it is no real number.
         if not isinstance(value, _NOT_REAL):
             return float(value)
-    except (TypeError, ValueError):
+    except OverflowError:
+        where, expected = f"{op}: {name}", "a number of float64"
+        raise TypeError(message(where, expected, "a larger int", "Scale it.")) from None
+    except (TypeError, ValueError, RuntimeError):
         pass
     raise TypeError(
         message(
@@ -75,11 +107,6 @@ def number_of(op: str, name: str, value: Any) -> float:
             "Pass one.",
         )
     )
-
-
-def numbers_of(op: str, scalars: Mapping[str, Any]) -> Mapping[str, float]:
-    """The numbers that scalar arguments stand for, by name."""
-    return {name: number_of(op, name, value) for name, value in scalars.items()}
 
 
 def check_positive(op: str, name: str, number: float) -> None:
@@ -101,18 +128,23 @@ def check_not_positive(op: str, name: str, number: float) -> None:
 
 
 def resources_of(op: str, resources: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The tensors behind resource arguments, of one shape and floating dtype."""
+    """The tensors behind resource arguments: of one shape, floating, each its own.
+
+    Raises:
+        TypeError: If one is no tensor.
+        ValueError: If one cannot be written, or two share memory.
+    """
     tensors: list[torch.Tensor] = []
-    shape: torch.Size | None = None
+    first = next(iter(resources))
     for name, value in resources.items():
-        tensor = resource_of(op, name, value)
-        if not tensor.is_floating_point():
+        tensor = written_of(op, name, value)
+        if tensor.dtype not in FLOATING_DTYPES:
             raise ValueError(_dtype_message(op, name, tensor))
-        if shape is None:
-            shape = tensor.shape
-        elif tensor.shape != shape:
-            first = next(iter(resources))
-            raise ValueError(shape_message(op, name, tensor, first, tensors[0]))
+        var = tensors[0] if tensors else tensor
+        if tensor.shape != var.shape:
+            raise ValueError(shape_message(op, name, tensor, first, var))
+        if tensor.device != var.device:
+            raise ValueError(_device_message(op, name, tensor, var))
         tensors.append(tensor)
     _check_apart(op, list(resources), tensors)
     return tensors
@@ -122,14 +154,9 @@ def _check_apart(
     op: str, names: Sequence[str], tensors: Sequence[torch.Tensor]
 ) -> None:
     """Refuse tensors that share memory: one result would overwrite another."""
-    spans = sorted(
-        (t.data_ptr(), t.data_ptr() + (t.nbytes if is_dense(t) else 1), name)
-        for name, t in zip(names, tensors, strict=True)
-        if t.device == tensors[0].device and t.layout is torch.strided and t.numel()
-    )
-    for (start, end, first), (next_start, _, second) in pairwise(spans):
-        if start and next_start < end:
-            first, second = sorted((first, second), key=list(names).index)
+    pairs = zip(names, tensors, strict=True)
+    for (first, tensor), (second, other) in combinations(pairs, 2):
+        if overlap(tensor, other):
             raise ValueError(
                 message(
                     op,
@@ -143,16 +170,30 @@ def _check_apart(
 def gradient_of(op: str, name: str, grad: Any, var: torch.Tensor) -> torch.Tensor:
     """A gradient as a dense floating tensor beside its variable."""
     grad = as_operand(op, name, grad, var, dtype=var.dtype)
-    if not grad.is_floating_point() or grad.device != var.device or grad.is_sparse:
-        raise ValueError(
-            message(
-                f"{op}: {name}",
-                f"a dense floating tensor on {var.device}",
-                describe(grad),
-                "Move or convert it first.",
-            )
-        )
+    if grad.dtype not in FLOATING_DTYPES:
+        raise ValueError(_dtype_message(op, name, grad))
+    if grad.device != var.device:
+        raise ValueError(_device_message(op, name, grad, var))
     return grad
+
+
+def apart_from(
+    read: torch.Tensor, written: Sequence[torch.Tensor], *, by_element: bool = False
+) -> torch.Tensor:
+    """A tensor that does not change while others are written: itself, or a copy.
+
+    Args:
+        read: What an op reads.
+        written: What it writes meanwhile.
+        by_element: Whether an element is written only once those of the same place
+            have been read.
+    """
+    for tensor in written:
+        if overlap(read, tensor) and not (
+            by_element and are_same_elements(read, tensor)
+        ):
+            return read.detach().clone()
+    return read
 
 
 def as_operand(
@@ -162,8 +203,11 @@ def as_operand(
 
     Raises:
         TypeError: If no tensor can be made of it.
+        ValueError: If it is a tensor of another layout, or without memory.
     """
     if isinstance(value, torch.Tensor):
+        if not (value.is_neg() or value.is_conj()):
+            check_readable(op, name, value)
         return value
     try:
         if value is not None and not isinstance(value, IndexedSlices):
@@ -180,7 +224,13 @@ def as_operand(
 
 def _dtype_message(op: str, name: str, got: torch.Tensor) -> str:
     advice = "Pass torch.view_as_real of it." if got.is_complex() else "Cast it."
-    return message(f"{op}: {name}", "a floating tensor", describe(got), advice)
+    expected = "a tensor of float32, float64, bfloat16 or float16"
+    return message(f"{op}: {name}", expected, describe(got), advice)
+
+
+def _device_message(op: str, name: str, got: torch.Tensor, var: torch.Tensor) -> str:
+    expected = f"a tensor on {var.device}, where the variable is"
+    return message(f"{op}: {name}", expected, describe(got), "Move it first.")
 
 
 def _number_message(op: str, name: str, expected: str, number: float) -> str:

@@ -10,10 +10,9 @@ from thalweg.raw_ops.checks import (
     check_not_negative,
     check_not_positive,
     check_positive,
-    numbers_of,
 )
-from thalweg.raw_ops.door import Door, apply_rows
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.door import Door
+from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = [
     "ResourceApplyFtrl",
@@ -23,13 +22,28 @@ __all__ = [
 ]
 
 
-def _is_square_root(scalars: Mapping[str, float]) -> tuple[bool, ...]:
+def _is_square_root(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
     """Whether the power of the accumulator is its root, which is faster."""
-    return (scalars["lr_power"] == -0.5,)
+    del op
+    return (numbers["lr_power"] == -0.5,)
+
+
+def _examine_sparse(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
+    """Refuse what TensorFlow's sparse ops refuse; its dense ones check nothing."""
+    if numbers["multiply_linear_by_lr"]:
+        check_not_negative(op, "lr", numbers["lr"])
+    else:
+        check_positive(op, "lr", numbers["lr"])
+    for name in ("l1", "l2", "l2_shrinkage"):
+        check_not_negative(op, name, numbers.get(name, 0.0))
+    check_not_positive(op, "lr_power", numbers["lr_power"])
+    return _is_square_root(op, numbers)
 
 
 _ftrl = Door("ResourceApplyFtrl", rules.ftrl, _is_square_root)
 _ftrl_v2 = Door("ResourceApplyFtrlV2", rules.ftrl_v2, _is_square_root)
+_sparse_ftrl = RowDoor("ResourceSparseApplyFtrl", rules.ftrl, _examine_sparse)
+_sparse_ftrl_v2 = RowDoor("ResourceSparseApplyFtrlV2", rules.ftrl_v2, _examine_sparse)
 
 
 @_ftrl.serves
@@ -115,7 +129,7 @@ def ResourceApplyFtrlV2(
     """
 
 
-@registered
+@_sparse_ftrl.serves
 def ResourceSparseApplyFtrl(
     *,
     var: Any,
@@ -156,25 +170,9 @@ def ResourceSparseApplyFtrl(
             range, lr is not positive (or zero with ``multiply_linear_by_lr``); nothing
             is written then.
     """
-    del use_locking, name
-    scalars = numbers_of(
-        "ResourceSparseApplyFtrl", {"lr": lr, "l1": l1, "l2": l2, "lr_power": lr_power}
-    )
-    _check_regularization("ResourceSparseApplyFtrl", scalars, multiply_linear_by_lr)
-    apply_rows(
-        "ResourceSparseApplyFtrl",
-        rules.ftrl,
-        {"var": var, "accum": accum, "linear": linear},
-        grad,
-        indices,
-        scalars,
-        multiply_linear_by_lr=multiply_linear_by_lr,
-        is_square_root=scalars["lr_power"] == -0.5,
-        check_indices=check_indices,
-    )
 
 
-@registered
+@_sparse_ftrl_v2.serves
 def ResourceSparseApplyFtrlV2(
     *,
     var: Any,
@@ -217,39 +215,3 @@ def ResourceSparseApplyFtrlV2(
             range, lr is not positive (or zero with ``multiply_linear_by_lr``); nothing
             is written then.
     """
-    del use_locking, name
-    scalars = numbers_of(
-        "ResourceSparseApplyFtrlV2",
-        {
-            "lr": lr,
-            "l1": l1,
-            "l2": l2,
-            "l2_shrinkage": l2_shrinkage,
-            "lr_power": lr_power,
-        },
-    )
-    _check_regularization("ResourceSparseApplyFtrlV2", scalars, multiply_linear_by_lr)
-    apply_rows(
-        "ResourceSparseApplyFtrlV2",
-        rules.ftrl_v2,
-        {"var": var, "accum": accum, "linear": linear},
-        grad,
-        indices,
-        scalars,
-        multiply_linear_by_lr=multiply_linear_by_lr,
-        is_square_root=scalars["lr_power"] == -0.5,
-        check_indices=check_indices,
-    )
-
-
-def _check_regularization(
-    op: str, scalars: Mapping[str, float], multiply_linear_by_lr: bool
-) -> None:
-    """Refuse what TensorFlow's sparse ops refuse; its dense ones check nothing."""
-    if multiply_linear_by_lr:
-        check_not_negative(op, "lr", scalars["lr"])
-    else:
-        check_positive(op, "lr", scalars["lr"])
-    for name in ("l1", "l2", "l2_shrinkage"):
-        check_not_negative(op, name, scalars.get(name, 0.0))
-    check_not_positive(op, "lr_power", scalars["lr_power"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.checks import numbers_of
-from thalweg.raw_ops.door import Door, apply_rows
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.door import Door
+from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = [
     "ResourceApplyGradientDescent",
@@ -16,11 +16,19 @@ __all__ = [
 ]
 
 
+def _has_l1(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
+    del op
+    return (numbers["l1"] > 0,)
+
+
 _gradient_descent = Door("ResourceApplyGradientDescent", rules.gradient_descent)
 _proximal_gradient_descent = Door(
-    "ResourceApplyProximalGradientDescent",
+    "ResourceApplyProximalGradientDescent", rules.proximal_gradient_descent, _has_l1
+)
+_sparse_proximal_gradient_descent = RowDoor(
+    "ResourceSparseApplyProximalGradientDescent",
     rules.proximal_gradient_descent,
-    lambda scalars: (scalars["l1"] > 0,),
+    _has_l1,
 )
 
 
@@ -90,7 +98,7 @@ def ResourceApplyProximalGradientDescent(
     """
 
 
-@registered
+@_sparse_proximal_gradient_descent.serves
 def ResourceSparseApplyProximalGradientDescent(
     *,
     var: Any,
@@ -122,18 +130,3 @@ def ResourceSparseApplyProximalGradientDescent(
         ValueError: If shapes, dtypes or devices do not fit, or an index is out of
             range; nothing is written then.
     """
-    del use_locking, name
-    scalars = numbers_of(
-        "ResourceSparseApplyProximalGradientDescent",
-        {"alpha": alpha, "l1": l1, "l2": l2},
-    )
-    apply_rows(
-        "ResourceSparseApplyProximalGradientDescent",
-        rules.proximal_gradient_descent,
-        {"var": var},
-        grad,
-        indices,
-        scalars,
-        has_l1=scalars["l1"] > 0,
-        check_indices=check_indices,
-    )

@@ -64,6 +64,8 @@ def indices_of(op: str, indices: Any, variable: torch.Tensor) -> torch.Tensor:
     """
     try:
         indices = torch.as_tensor(indices, device=variable.device)
+        if indices.layout is not torch.strided:
+            raise TypeError
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             message(f"{op}: indices", "integers", describe(indices), "Pass some.")

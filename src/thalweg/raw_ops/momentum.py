@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import Door, apply_rows
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.door import Door
+from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = [
     "ResourceApplyMomentum",
@@ -18,6 +18,10 @@ __all__ = [
 
 _momentum = Door("ResourceApplyMomentum", rules.momentum)
 _keras_momentum = Door("ResourceApplyKerasMomentum", rules.keras_momentum)
+_sparse_momentum = RowDoor("ResourceSparseApplyMomentum", rules.momentum)
+_sparse_keras_momentum = RowDoor(
+    "ResourceSparseApplyKerasMomentum", rules.keras_momentum
+)
 
 
 @_momentum.serves
@@ -87,7 +91,7 @@ def ResourceApplyKerasMomentum(
     """
 
 
-@registered
+@_sparse_momentum.serves
 def ResourceSparseApplyMomentum(
     *,
     var: Any,
@@ -128,20 +132,9 @@ def ResourceSparseApplyMomentum(
         >>> table.flatten().tolist()
         [1.0, 1.0, 0.5]
     """
-    del use_locking, name
-    apply_rows(
-        "ResourceSparseApplyMomentum",
-        rules.momentum,
-        {"var": var, "accum": accum},
-        grad,
-        indices,
-        {"lr": lr, "momentum": momentum},
-        use_nesterov=use_nesterov,
-        check_indices=check_indices,
-    )
 
 
-@registered
+@_sparse_keras_momentum.serves
 def ResourceSparseApplyKerasMomentum(
     *,
     var: Any,
@@ -175,14 +168,3 @@ def ResourceSparseApplyKerasMomentum(
         ValueError: If shapes, dtypes or devices do not fit, or an index is out of
             range; nothing is written then.
     """
-    del use_locking, name
-    apply_rows(
-        "ResourceSparseApplyKerasMomentum",
-        rules.keras_momentum,
-        {"var": var, "accum": accum},
-        grad,
-        indices,
-        {"lr": lr, "momentum": momentum},
-        use_nesterov=use_nesterov,
-        check_indices=check_indices,
-    )

@@ -17,8 +17,9 @@ from torch.compiler import is_compiling
 from thalweg.compiler import KernelKey, Rule, kernel_source, reads_shape
 from thalweg.errors import describe, message
 from thalweg.raw_ops.calls import refuse_call
-from thalweg.raw_ops.door import Door, apply_rows
+from thalweg.raw_ops.door import Door
 from thalweg.raw_ops.registration import Operator
+from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = ["RawOp", "own_ops", "raw_op"]
 
@@ -42,7 +43,7 @@ class RawOp:
     def __init__(self, function: RuleFunction, name: str, *, is_sparse: bool) -> None:
         functools.update_wrapper(self, function)
         self.name = self.__name__ = name
-        self._door = Door(name, function)
+        self._door = (RowDoor if is_sparse else Door)(name, function)
         self.rule = self._door.rule
         self.is_sparse = is_sparse
         _check_names(name, self.rule)
@@ -50,7 +51,7 @@ class RawOp:
         _check_flags(name, {n: self._arguments[n] for n in self.rule.flags})
         self.__signature__ = _signature_of(self._arguments)
         self._defaults = {n: d for n, d in self._arguments.items() if d is not _EMPTY}
-        self._tensors_of = _getter(self.rule.tensors)
+        self._given_of = _getter(self._door.given_names)
         self._settings_of = _getter((*self.rule.scalars, *self.rule.flags))
         # A rule that cannot be compiled is refused here, not in the first step.
         reads_shape(self.rule, [(n, False) for n in self.rule.flags])
@@ -66,6 +67,7 @@ class RawOp:
             frozenset((self.rule.gradient,)),
         )
         self._operator.define()
+        self._door.operator = self._operator
 
     def __call__(self, /, *positional: Any, **arguments: Any) -> None:
         """Run the rule on a variable and its slots, in place.
@@ -94,22 +96,12 @@ class RawOp:
         given = {**self._defaults, **arguments}
         given.pop("name", None)
         try:
-            tensors, settings = self._tensors_of(given), self._settings_of(given)
+            handed, settings = self._given_of(given), self._settings_of(given)
         except KeyError:
             refuse_call(self.name, self._arguments, (), given)
         if len(given) > len(self._arguments):
             refuse_call(self.name, self._arguments, (), given)
-        if not self.is_sparse:
-            self._door.run(tensors, settings)
-            return
-        rule = self.rule
-        apply_rows(
-            *(self.name, rule.function, {name: given[name] for name in rule.outputs}),
-            *(given[rule.gradient], given["indices"]),
-            {name: given[name] for name in rule.scalars},
-            check_indices=given["check_indices"],
-            **{name: given[name] for name in rule.flags},
-        )
+        self._door.run(handed, settings)
 
     def kernel_source(
         self, device: str = "cpu", dtype: torch.dtype = torch.float32, **flags: bool

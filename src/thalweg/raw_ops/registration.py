@@ -7,19 +7,18 @@ outside of a compiled function goes straight to the op.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any
 
 import torch
+from torch.compiler import is_compiling
+from torch.utils._python_dispatch import (
+    _get_current_dispatch_mode,  # pyright: ignore[reportPrivateUsage] - no public name
+)
 
-from thalweg.raw_ops.calls import explained
-
-__all__ = ["Operator", "registered"]
-
-Parameters = ParamSpec("Parameters")
+__all__ = ["Operator", "is_traced"]
 
 _LIBRARY = torch.library.Library("thalweg", "FRAGMENT")
 _RESOURCES = frozenset(
@@ -31,6 +30,11 @@ _RESOURCES = frozenset(
 )
 _LIKE_THE_VARIABLE = frozenset(("delta", "grad", "updates"))
 _SWITCHES = {"bool": "bool", "bool | None": "bool?"}
+
+
+def is_traced() -> bool:
+    """Whether torch compiles, or a mode wants to be told of operators, as fakes do."""
+    return is_compiling() or _get_current_dispatch_mode() is not None
 
 
 @dataclass(frozen=True)
@@ -107,34 +111,10 @@ class Operator:
                 )
             elif name == "indices":
                 tensors[name] = torch.tensor(value, device=first.device)
+            elif isinstance(value, (int, float)):
+                # Of a number that a compiled function is passed, torch.tensor would
+                # make a constant, and each other number would be compiled again.
+                tensors[name] = torch.ones((), dtype=torch.float64) * value
             else:
                 tensors[name] = torch.tensor(value, dtype=torch.float64)
         return tensors
-
-
-def registered(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Make a raw op known to torch.
-
-    Args:
-        function: The op; its keyword arguments are resources, which are written,
-            tensors, scalars, flags (annotated ``bool``), and ``name``.
-
-    Returns:
-        The op: the function itself, or torch's operator while torch compiles.
-
-    Example:
-        >>> op = torch.ops.thalweg.ResourceApplyGradientDescent.default
-        >>> op._schema.arguments[0].alias_info.is_write
-        True
-    """
-    operator = Operator.of(function)
-    operator.define()
-    run = explained(function)
-
-    @functools.wraps(function)
-    def call(*args: Parameters.args, **arguments: Parameters.kwargs) -> None:
-        if not torch.compiler.is_compiling():
-            return run(*args, **arguments)
-        return operator(arguments)
-
-    return call

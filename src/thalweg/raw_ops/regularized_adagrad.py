@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.checks import check_not_negative, check_positive, numbers_of
-from thalweg.raw_ops.door import Door, apply_rows
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.checks import check_not_negative, check_positive
+from thalweg.raw_ops.door import Door
+from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = [
     "ResourceApplyProximalAdagrad",
@@ -18,25 +18,26 @@ __all__ = [
 ]
 
 
-def _has_l1(scalars: Mapping[str, float]) -> tuple[bool, ...]:
-    return (scalars["l1"] > 0,)
+def _has_l1(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
+    del op
+    return (numbers["l1"] > 0,)
 
 
-def _examine_proximal(scalars: Mapping[str, float]) -> tuple[bool, ...]:
-    _check_proximal("ResourceApplyProximalAdagrad", scalars)
-    return _has_l1(scalars)
-
-
-def _check_proximal(op: str, scalars: Mapping[str, float]) -> None:
-    check_positive(op, "lr", scalars["lr"])
-    check_not_negative(op, "l1", scalars["l1"])
-    check_not_negative(op, "l2", scalars["l2"])
+def _examine_proximal(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
+    check_positive(op, "lr", numbers["lr"])
+    check_not_negative(op, "l1", numbers["l1"])
+    check_not_negative(op, "l2", numbers["l2"])
+    return _has_l1(op, numbers)
 
 
 _proximal_adagrad = Door(
     "ResourceApplyProximalAdagrad", rules.proximal_adagrad, _examine_proximal
 )
 _adagrad_da = Door("ResourceApplyAdagradDA", rules.adagrad_da, _has_l1)
+_sparse_proximal_adagrad = RowDoor(
+    "ResourceSparseApplyProximalAdagrad", rules.proximal_adagrad, _examine_proximal
+)
+_sparse_adagrad_da = RowDoor("ResourceSparseApplyAdagradDA", rules.adagrad_da, _has_l1)
 
 
 @_proximal_adagrad.serves
@@ -111,7 +112,7 @@ def ResourceApplyAdagradDA(
     """
 
 
-@registered
+@_sparse_proximal_adagrad.serves
 def ResourceSparseApplyProximalAdagrad(
     *,
     var: Any,
@@ -146,24 +147,9 @@ def ResourceSparseApplyProximalAdagrad(
             range, lr is not positive, l1 is negative, or l2 is negative; nothing is
             written then.
     """
-    del use_locking, name
-    scalars = numbers_of(
-        "ResourceSparseApplyProximalAdagrad", {"lr": lr, "l1": l1, "l2": l2}
-    )
-    _check_proximal("ResourceSparseApplyProximalAdagrad", scalars)
-    apply_rows(
-        "ResourceSparseApplyProximalAdagrad",
-        rules.proximal_adagrad,
-        {"var": var, "accum": accum},
-        grad,
-        indices,
-        scalars,
-        has_l1=scalars["l1"] > 0,
-        check_indices=check_indices,
-    )
 
 
-@registered
+@_sparse_adagrad_da.serves
 def ResourceSparseApplyAdagradDA(
     *,
     var: Any,
@@ -201,22 +187,3 @@ def ResourceSparseApplyAdagradDA(
         ValueError: If shapes, dtypes or devices do not fit, or an index is out of
             range; nothing is written then.
     """
-    del use_locking, name
-    scalars = numbers_of(
-        "ResourceSparseApplyAdagradDA",
-        {"lr": lr, "l1": l1, "l2": l2, "global_step": global_step},
-    )
-    apply_rows(
-        "ResourceSparseApplyAdagradDA",
-        rules.adagrad_da,
-        {
-            "var": var,
-            "gradient_accumulator": gradient_accumulator,
-            "gradient_squared_accumulator": gradient_squared_accumulator,
-        },
-        grad,
-        indices,
-        scalars,
-        has_l1=scalars["l1"] > 0,
-        check_indices=check_indices,
-    )

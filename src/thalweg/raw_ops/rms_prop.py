@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.door import Door, apply_rows
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.door import Door
+from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = [
     "ResourceApplyRMSProp",
@@ -18,6 +18,10 @@ __all__ = [
 
 _rms_prop = Door("ResourceApplyRMSProp", rules.rms_prop)
 _centered_rms_prop = Door("ResourceApplyCenteredRMSProp", rules.centered_rms_prop)
+_sparse_rms_prop = RowDoor("ResourceSparseApplyRMSProp", rules.rms_prop)
+_sparse_centered_rms_prop = RowDoor(
+    "ResourceSparseApplyCenteredRMSProp", rules.centered_rms_prop
+)
 
 
 @_rms_prop.serves
@@ -98,7 +102,7 @@ def ResourceApplyCenteredRMSProp(
     """
 
 
-@registered
+@_sparse_rms_prop.serves
 def ResourceSparseApplyRMSProp(
     *,
     var: Any,
@@ -136,19 +140,9 @@ def ResourceSparseApplyRMSProp(
         ValueError: If shapes, dtypes or devices do not fit, or an index is out of
             range; nothing is written then.
     """
-    del use_locking, name
-    apply_rows(
-        "ResourceSparseApplyRMSProp",
-        rules.rms_prop,
-        {"var": var, "ms": ms, "mom": mom},
-        grad,
-        indices,
-        {"lr": lr, "rho": rho, "momentum": momentum, "epsilon": epsilon},
-        check_indices=check_indices,
-    )
 
 
-@registered
+@_sparse_centered_rms_prop.serves
 def ResourceSparseApplyCenteredRMSProp(
     *,
     var: Any,
@@ -188,13 +182,3 @@ def ResourceSparseApplyCenteredRMSProp(
         ValueError: If shapes, dtypes or devices do not fit, or an index is out of
             range; nothing is written then.
     """
-    del use_locking, name
-    apply_rows(
-        "ResourceSparseApplyCenteredRMSProp",
-        rules.centered_rms_prop,
-        {"var": var, "ms": ms, "mom": mom, "mg": mg},
-        grad,
-        indices,
-        {"lr": lr, "rho": rho, "momentum": momentum, "epsilon": epsilon},
-        check_indices=check_indices,
-    )

@@ -5,20 +5,19 @@ Duplicates of an index act one after the other, in order of appearance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from thalweg import rules
-from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message
-from thalweg.raw_ops.checks import as_operand, resource_of
-from thalweg.raw_ops.indices import checked_rows, indices_of
-from thalweg.raw_ops.registration import registered
+from thalweg.raw_ops.checks import FLOATING_DTYPES, as_operand, written_of
+from thalweg.raw_ops.door import RuleFunction
+from thalweg.raw_ops.indices import indices_of
+from thalweg.raw_ops.row_door import RowDoor
 from thalweg.state import IndexedSlices
-from thalweg.step import launch_rows
 
 __all__ = [
     "ResourceScatterAdd",
@@ -30,10 +29,56 @@ __all__ = [
     "ResourceScatterUpdate",
 ]
 
-RuleFunction = Callable[..., Tensor]
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_COPIED_AS = {
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
+}
 
 
-@registered
+class _ScatterDoor(RowDoor):
+    """A raw op of one operation on rows; integers are exact."""
+
+    def _operands(self, given: Sequence[Any]) -> tuple[list[Tensor], Tensor, Tensor]:
+        op, function = self._op, self.rule.function
+        resource, updates, indices, _ = given
+        handle = written_of(op, "resource", resource)
+        _check_dtype(op, handle, is_copied=function is rules.scatter_update)
+        indices = indices_of(op, indices, handle)
+        updates = _updates(op, updates, indices, handle)
+        # As TensorFlow, which looks at floats on the CPU only: elsewhere it would wait.
+        if function is rules.scatter_div and (
+            updates.is_cpu or not handle.is_floating_point()
+        ):
+            _check_divisors(op, updates)
+        row = handle.shape[1:]
+        values = updates.expand(indices.shape + row)
+        return [handle], values.reshape(indices.numel(), *row), indices.reshape(-1)
+
+    def _launch(
+        self,
+        flags: Mapping[str, bool],
+        tensors: Sequence[Tensor],
+        slices: IndexedSlices,
+        numbers: Sequence[float],
+    ) -> None:
+        if tensors[0].is_floating_point():
+            super()._launch(flags, tensors, slices, numbers)
+        else:
+            _scatter_exactly(self.rule.function, tensors[0], slices)
+
+
+_scatter_add = _ScatterDoor("ResourceScatterAdd", rules.scatter_add)
+_scatter_div = _ScatterDoor("ResourceScatterDiv", rules.scatter_div)
+_scatter_max = _ScatterDoor("ResourceScatterMax", rules.scatter_max)
+_scatter_min = _ScatterDoor("ResourceScatterMin", rules.scatter_min)
+_scatter_mul = _ScatterDoor("ResourceScatterMul", rules.scatter_mul)
+_scatter_sub = _ScatterDoor("ResourceScatterSub", rules.scatter_sub)
+_scatter_update = _ScatterDoor("ResourceScatterUpdate", rules.scatter_update)
+
+
+@_scatter_add.serves
 def ResourceScatterAdd(
     *,
     resource: Any,
@@ -62,14 +107,9 @@ def ResourceScatterAdd(
         >>> counts.tolist()
         [0, 2]
     """
-    del name
-    _scatter(
-        *("ResourceScatterAdd", rules.scatter_add),
-        *(resource, indices, updates, check_indices),
-    )
 
 
-@registered
+@_scatter_div.serves
 def ResourceScatterDiv(
     *,
     resource: Any,
@@ -92,7 +132,7 @@ def ResourceScatterDiv(
     Raises:
         TypeError: If the resource is no tensor or the indices are no integers.
         ValueError: If shapes or dtypes do not fit, an index is out of range, or
-            an integer is divided by zero; nothing is written then.
+            updates contain 0 (floats on a GPU are divided); nothing is written then.
 
     Example:
         >>> table = tw.Variable([7, -7])
@@ -100,14 +140,9 @@ def ResourceScatterDiv(
         >>> table.tolist()
         [3, -3]
     """
-    del name
-    _scatter(
-        *("ResourceScatterDiv", rules.scatter_div),
-        *(resource, indices, updates, check_indices),
-    )
 
 
-@registered
+@_scatter_max.serves
 def ResourceScatterMax(
     *,
     resource: Any,
@@ -132,14 +167,9 @@ def ResourceScatterMax(
         ValueError: If shapes or dtypes do not fit, an index is out of range;
             nothing is written then.
     """
-    del name
-    _scatter(
-        *("ResourceScatterMax", rules.scatter_max),
-        *(resource, indices, updates, check_indices),
-    )
 
 
-@registered
+@_scatter_min.serves
 def ResourceScatterMin(
     *,
     resource: Any,
@@ -164,14 +194,9 @@ def ResourceScatterMin(
         ValueError: If shapes or dtypes do not fit, an index is out of range;
             nothing is written then.
     """
-    del name
-    _scatter(
-        *("ResourceScatterMin", rules.scatter_min),
-        *(resource, indices, updates, check_indices),
-    )
 
 
-@registered
+@_scatter_mul.serves
 def ResourceScatterMul(
     *,
     resource: Any,
@@ -194,14 +219,9 @@ def ResourceScatterMul(
         ValueError: If shapes or dtypes do not fit, an index is out of range;
             nothing is written then.
     """
-    del name
-    _scatter(
-        *("ResourceScatterMul", rules.scatter_mul),
-        *(resource, indices, updates, check_indices),
-    )
 
 
-@registered
+@_scatter_sub.serves
 def ResourceScatterSub(
     *,
     resource: Any,
@@ -224,14 +244,9 @@ def ResourceScatterSub(
         ValueError: If shapes or dtypes do not fit, an index is out of range;
             nothing is written then.
     """
-    del name
-    _scatter(
-        *("ResourceScatterSub", rules.scatter_sub),
-        *(resource, indices, updates, check_indices),
-    )
 
 
-@registered
+@_scatter_update.serves
 def ResourceScatterUpdate(
     *,
     resource: Any,
@@ -256,36 +271,6 @@ def ResourceScatterUpdate(
         ValueError: If shapes or dtypes do not fit, an index is out of range;
             nothing is written then.
     """
-    del name
-    _scatter(
-        *("ResourceScatterUpdate", rules.scatter_update),
-        *(resource, indices, updates, check_indices),
-    )
-
-
-@torch.no_grad()
-def _scatter(
-    op: str,
-    function: RuleFunction,
-    resource: Any,
-    indices: Any,
-    updates: Any,
-    is_checked: bool | None,
-) -> None:
-    """Check everything, then run a scatter rule on rows."""
-    handle = resource_of(op, "resource", resource)
-    indices = indices_of(op, indices, handle)
-    updates = _updates(op, updates, indices, handle)
-    if function is rules.scatter_div and not handle.is_floating_point():
-        _check_divisors(op, updates)
-    row = handle.shape[1:]
-    values = updates.expand(indices.shape + row).reshape(-1, *row)
-    with checked_rows(op, indices.reshape(-1), [handle], is_checked) as safe:
-        slices = IndexedSlices(values, safe)
-        if handle.is_floating_point():
-            launch_rows(Rule.of(function), {}, [handle], slices, {}, "sequence")
-        else:
-            _scatter_exactly(function, handle, slices)
 
 
 def _updates(op: str, updates: Any, indices: Tensor, handle: Tensor) -> Tensor:
@@ -313,23 +298,39 @@ def _updates(op: str, updates: Any, indices: Tensor, handle: Tensor) -> Tensor:
     return updates
 
 
+def _check_dtype(op: str, handle: Tensor, *, is_copied: bool) -> None:
+    """Refuse what has no arithmetic of its own, unless it is only copied."""
+    is_number = handle.dtype in (*FLOATING_DTYPES, *_INTEGERS)
+    if is_number or (is_copied and not handle.is_floating_point()):
+        return
+    advice = "Cast it."
+    if handle.is_complex():
+        advice = "Pass torch.view_as_real of it."
+    expected = "a tensor of integers, float32, float64, bfloat16 or float16"
+    raise ValueError(message(f"{op}: resource", expected, describe(handle), advice))
+
+
 def _check_divisors(op: str, updates: Tensor) -> None:
     if bool((updates == 0).any()):
         raise ValueError(
             message(
                 op,
-                "integer updates other than 0",
+                "updates other than 0",
                 describe(updates),
                 "Updates must not contain 0; nothing was written.",
             )
         )
 
 
+@torch.no_grad()
 def _scatter_exactly(
     function: RuleFunction, handle: Tensor, slices: IndexedSlices
 ) -> None:
     """Scatter into integers, which kernels would round to floating numbers."""
     exact = _divide if function is rules.scatter_div else function
+    if handle.dtype in _COPIED_AS:  # torch cannot select from these
+        handle = handle.view(_COPIED_AS[handle.dtype])
+        slices = slices.with_values(slices.values.view(handle.dtype))
     for part in _rounds(slices):
         rows = handle.index_select(0, part.indices)
         handle.index_copy_(0, part.indices, exact(rows, part.values))
@@ -337,6 +338,8 @@ def _scatter_exactly(
 
 def _divide(resource: Tensor, updates: Tensor) -> Tensor:
     """Divide integers towards zero, as C does."""
+    if not resource.is_signed():  # there -1 would mean the largest number
+        return torch.div(resource, updates, rounding_mode="trunc")
     # The processor stops at the smallest integer divided by -1; negation wraps.
     safe = torch.where(updates == -1, 1, updates)
     quotient = torch.div(resource, safe, rounding_mode="trunc")

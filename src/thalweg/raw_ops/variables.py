@@ -9,7 +9,7 @@ import torch
 
 from thalweg.errors import describe, message
 from thalweg.raw_ops.calls import explained
-from thalweg.raw_ops.checks import as_operand, resource_of
+from thalweg.raw_ops.checks import as_operand, resource_of, written_of
 from thalweg.raw_ops.indices import indices_of, refuse_outside
 
 __all__ = [
@@ -168,7 +168,7 @@ def AssignSubVariableOp(*, resource: Any, value: Any, name: str | None = None) -
 
 
 def _operands(op: str, resource: Any, value: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    handle = resource_of(op, "resource", resource)
+    handle = written_of(op, "resource", resource)
     value = as_operand(op, "value", value, handle)
     if value.shape != handle.shape:
         raise ValueError(

@@ -30,6 +30,7 @@ from thalweg.step.single import (
     are_readable,
     dtype_of,
     shape_of,
+    size_of,
 )
 
 __all__ = [
@@ -41,9 +42,6 @@ __all__ = [
     "inside_step",
     "is_inside_step",
 ]
-
-_Tensor: Any = torch.Tensor
-_size_of: Callable[[object], int] = _Tensor.nbytes.__get__
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -197,7 +195,7 @@ class _Replay:
         self._spans = _spans(handles)
         gradients = _gradients(calls)
         self._is_like = recognizer(gradients)
-        self._sizes = np.array(list(map(_size_of, gradients)), dtype=np.int64)
+        self._sizes = np.array(list(map(size_of, gradients)), dtype=np.int64)
         self._addresses = Addresses(len(gradients))
         self._seen = np.full(len(gradients), -1, dtype=np.int64)
         self._groups = _groups(calls)
@@ -336,7 +334,7 @@ def _addresses(tensors: Sequence[Any]) -> list[int]:
 def _spans(tensors: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Where the memory of each begins and ends, sorted."""
     starts = np.array(_addresses(tensors), dtype=np.int64)
-    ends = starts + np.array([_size_of(tensor) for tensor in tensors], dtype=np.int64)
+    ends = starts + np.array([size_of(tensor) for tensor in tensors], dtype=np.int64)
     order = np.argsort(starts, kind="stable")
     return starts[order], ends[order]
 

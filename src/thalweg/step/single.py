@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from operator import add, gt
 from typing import Any, NoReturn
 
 import numpy as np
@@ -40,9 +41,12 @@ __all__ = [
     "Launcher",
     "address_of",
     "are_readable",
+    "count_writes",
     "dtype_of",
     "launcher_of",
+    "lie_apart",
     "shape_of",
+    "size_of",
 ]
 
 _ITEM_COLUMNS, _ELEMENTS = 5, 3  # of an item: how many, and which holds its length
@@ -58,9 +62,10 @@ _is_on_cpu: Callable[[object], bool] = _Tensor.is_cpu.__get__
 _is_contiguous: Callable[[object], bool] = _Tensor.is_contiguous
 _is_negated: Callable[[object], bool] = _Tensor.is_neg
 address_of: Callable[[object], int] = _Tensor.data_ptr
+size_of: Callable[[object], int] = _Tensor.nbytes.__get__
 PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter, Variable}
 # What `increment_version` calls once it has asked whether it got a single tensor.
-_count_writes: Callable[[Iterable[torch.Tensor]], None] = getattr(
+count_writes: Callable[[Iterable[torch.Tensor]], None] = getattr(
     torch._C,  # pyright: ignore[reportPrivateUsage] - falls back to the public one
     "_increment_version",
     increment_version,
@@ -138,12 +143,14 @@ class _Known:
         is_like: What tells them; they are not each other.
         launch: Their launch.
         count: Their elements.
+        sizes: Bytes of each.
         addresses: Where some of them lay, each in a place of its own.
     """
 
     is_like: Recognizer
     launch: _SingleLaunch
     count: int
+    sizes: Sequence[int]
     addresses: list[int]
 
 
@@ -187,12 +194,11 @@ class Launcher(threading.local):
                 return False
         addresses = list(map(address_of, tensors))
         if addresses != known.addresses:
-            # One without memory, or two that begin at one place.
-            if len({0, *addresses}) <= len(addresses):
+            if not lie_apart(addresses, known.sizes):
                 return False
             known.addresses = addresses
         known.launch(addresses, known.count, numbers)
-        _count_writes(tensors[:-1])
+        count_writes(tensors[:-1])
         return True
 
     def _find(self, handles: Sequence[Any]) -> _Known | None:
@@ -252,14 +258,16 @@ class Launcher(threading.local):
         is_plain = set(map(type, tensors)) <= PLAIN_TYPES
         if not is_plain or shapes.count(shapes[0]) < len(shapes):
             return
-        if len(set(map(address_of, tensors))) < len(tensors):  # never recognized
+        addresses = list(map(address_of, tensors))
+        if not lie_apart(addresses, list(map(size_of, tensors))):  # never recognized
             return
         if self._find(tensors) is not None:
             return
         if len(self._known) == _MOST_KNOWN:
             self._known.clear()
         known = self._known.setdefault(shapes[0], [])
-        known.insert(0, _Known(recognizer(tensors), launch, tensors[0].numel(), []))
+        count, sizes = tensors[0].numel(), list(map(size_of, tensors))
+        known.insert(0, _Known(recognizer(tensors), launch, count, sizes, []))
         del known[_MOST_KINDS:]
 
     def _launch_for(self, dtypes: tuple[torch.dtype, ...]) -> _SingleLaunch | None:
@@ -300,6 +308,18 @@ def launcher_of(rule: Rule, flags: Mapping[str, bool]) -> Launcher:
         flags: Value of each of its flags.
     """
     return _launcher_of(rule, tuple(sorted(flags.items())))
+
+
+def lie_apart(addresses: Iterable[int], sizes: Iterable[int]) -> bool:
+    """Whether each of some tensors has memory, and shares none with another.
+
+    Args:
+        addresses: Where they begin; 0 for one without memory.
+        sizes: Bytes of each.
+    """
+    ends = sorted(map(add, addresses, sizes))
+    first, *others = sorted(addresses)
+    return first > 0 and not any(map(gt, ends, others))
 
 
 def are_readable(tensors: Sequence[torch.Tensor]) -> bool:

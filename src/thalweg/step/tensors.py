@@ -58,7 +58,8 @@ def check_writable(where: str, name: str, tensor: torch.Tensor) -> None:
         ValueError: If it cannot be read, or has elements that share memory.
     """
     axes = zip(tensor.stride(), tensor.shape, strict=True)
-    shares = any(stride == 0 and size > 1 for stride, size in axes)
+    is_repeated = any(stride == 0 and size > 1 for stride, size in axes)
+    shares = is_repeated and tensor.numel() > 0  # NumPy gives empty arrays no strides
     problem = _unreadable(tensor) or (
         "expanded: elements share memory" if shares else ""
     )

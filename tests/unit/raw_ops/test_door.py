@@ -138,7 +138,6 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             with inside_step(Batch()):
                 own.run((weight, torch.ones(2)), (given,))
             assert weight.tolist() == [1 - alpha] * 2
-        assert 0 < len(own._known) <= 4
         assert 0 < len(own._deeds) <= 4
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import thalweg as tw
 from tests.unit.raw_ops.test_raw_ops import OPS, arguments_of, resources_of
@@ -79,8 +81,113 @@ def test_the_operator_is_the_op(op: str) -> None:
         assert torch.equal(resources[name], others[name])
 
 
-def test_torch_finds_no_fault_with_an_operator() -> None:
-    arguments = (torch.ones(3), torch.zeros(3), torch.tensor(0.5), torch.ones(3))
-    operator = torch.ops.thalweg.ResourceApplyMomentum.default
-    outcome = torch.library.opcheck(operator, (*arguments, torch.tensor(0.5)))
+@pytest.mark.parametrize("op", OPS)
+def test_torch_finds_no_fault_with_an_operator(op: str) -> None:
+    operator = getattr(torch.ops.thalweg, op).default
+    resources = {n: torch.ones(3, 2) for n in OPS[op]["resources"]}
+    written = [
+        argument.name
+        for argument in operator._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    assert written == OPS[op]["resources"]
+    outcome = torch.library.opcheck(
+        operator,
+        (),
+        {**resources, **tensors_of(arguments_of(op))},
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
     assert set(outcome.values()) == {"SUCCESS"}
+
+
+def tensors_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: torch.tensor(value) if isinstance(value, float) else value
+        for name, value in arguments.items()
+    }
+
+
+def test_torch_finds_no_fault_with_traced_operators() -> None:
+    for op in ("ResourceApplyMomentum", "ResourceSparseApplyAdagrad"):
+        operator = getattr(torch.ops.thalweg, op).default
+        resources = {n: torch.ones(3, 2) for n in OPS[op]["resources"]}
+        given = {**resources, **tensors_of(arguments_of(op))}
+        assert set(torch.library.opcheck(operator, (), given).values()) == {"SUCCESS"}
+
+
+def test_several_ops_in_one_function_are_compiled_once() -> None:
+    ops = [op for op in OPS if op.endswith(("ApplyAdagrad", "Ftrl", "Add", "Max"))]
+    assert len(ops) == 7
+
+    def step(resources: Any, given: Any, lr: Any) -> None:
+        for op, own in resources.items():
+            rates = {n: lr for n in ("lr", "alpha") if n in given[op]}
+            getattr(tw.raw_ops, op)(**own, **{**given[op], **rates})
+
+    function, counter = compiled(step)
+    ours, theirs = (
+        {op: {n: torch.ones(3, 2) for n in OPS[op]["resources"]} for op in ops}
+        for _ in range(2)
+    )
+    given = {op: arguments_of(op) for op in ops}
+    for lr in (0.5, 0.25, 0.125):
+        function(ours, given, torch.tensor(lr))
+        step(theirs, given, torch.tensor(lr))
+    assert counter.frame_count == 1
+    for op in ops:
+        for name, tensor in ours[op].items():
+            assert torch.equal(tensor, theirs[op][name]), (op, name)
+
+
+def test_a_rate_that_is_a_number_is_compiled_twice_at_most() -> None:
+    def step(weight: Any, grad: Any, lr: float) -> None:
+        tw.raw_ops.ResourceApplyGradientDescent(var=weight, alpha=lr, delta=grad)
+
+    function, counter = compiled(step)
+    weight = torch.ones(3)
+    for lr in (0.5, 0.25, 0.125, 0.0625):
+        function(weight, torch.ones(3), lr)
+    assert counter.frame_count <= 2  # torch takes the first for a constant
+    assert weight.tolist() == [1 - 0.9375] * 3
+
+
+def test_a_wrong_call_of_compiled_code_is_refused_and_changes_nothing() -> None:
+    def step(table: Any, slot: Any, indices: Any) -> None:
+        tw.raw_ops.ResourceSparseApplyMomentum(
+            var=table, accum=slot, lr=0.5, grad=slot, indices=indices, momentum=0.5
+        )
+
+    function, _ = compiled(step)
+    table, slot = torch.ones(2, 2), torch.ones(2, 2)
+    with pytest.raises(ValueError, match="Index 2 at offset 1"):
+        function(table, slot, torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="var and accum with memory of their own"):
+        function(table, table, torch.tensor([0, 1]))
+    assert torch.equal(table, torch.ones(2, 2))
+    assert torch.equal(slot, torch.ones(2, 2))
+
+
+@tw.raw_op(name="ApplyTracedDescent")
+def own(var: Any, grad: Any, *, lr: Any) -> Any:
+    """An op of one's own."""
+    return var - lr * grad
+
+
+def test_a_mode_of_torch_is_told_of_the_operator() -> None:
+    def step(weight: Any, table: Any) -> None:
+        tw.raw_ops.ResourceApplyGradientDescent(var=weight, alpha=0.5, delta=weight * 1)
+        tw.raw_ops.ResourceScatterAdd(resource=table, indices=[1, 1], updates=table * 1)
+        own(var=weight, grad=weight * 1, lr=0.5)
+
+    weight, table = torch.ones(2), torch.ones(2, 2)
+    traced = make_fx(step, tracing_mode="fake")(weight, table)
+    names = [str(node.target) for node in traced.graph.nodes]
+    for name in ("ResourceApplyGradientDescent", "ResourceScatterAdd"):
+        assert f"thalweg.{name}.default" in names
+    assert "thalweg.ApplyTracedDescent.default" in names
+    assert weight.tolist() == [1.0, 1.0]
+    traced(weight, table)
+    assert weight.tolist() == [0.25, 0.25]
+    assert table.tolist() == [[1.0, 1.0], [3.0, 3.0]]
+    with FakeTensorMode():
+        step(torch.ones(2), torch.ones(2, 2))

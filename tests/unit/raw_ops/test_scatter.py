@@ -59,9 +59,25 @@ def test_division_by_zero_is_refused_before_writing() -> None:
     assert resource.tolist() == [6, 7, 8]
 
 
-def test_floats_are_divided_by_zero_as_ieee_says() -> None:
-    quotients = scattered("Div", [1.0, -1.0], [0, 1], [0.0, 0.0], torch.float32)
-    assert quotients == [float("inf"), float("-inf")]
+def test_floats_too_are_not_divided_by_zero() -> None:
+    variable = torch.tensor([1.0, -1.0])
+    with pytest.raises(ValueError, match="must not contain 0"):
+        tw.raw_ops.ResourceScatterDiv(
+            resource=variable, indices=[0, 1], updates=torch.tensor([2.0, 0.0])
+        )
+    assert variable.tolist() == [1.0, -1.0]
+
+
+def test_the_largest_byte_is_no_minus_one() -> None:
+    assert scattered("Div", [95], [0], [255], torch.uint8) == [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_integers_that_torch_cannot_select_are_copied(dtype: torch.dtype) -> None:
+    table = torch.tensor([[95, 2], [7, 8]], dtype=dtype)
+    updates = torch.tensor([[1, 2], [40_000, 4]], dtype=dtype)
+    tw.raw_ops.ResourceScatterUpdate(resource=table, indices=[0, 0], updates=updates)
+    assert table.tolist() == [[40_000, 4], [7, 8]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.uint8])
@@ -92,3 +108,23 @@ def test_other_dtypes_and_shapes_are_refused(op: str) -> None:
     with pytest.raises(TypeError, match="resource"):
         door(resource=[1, 2], indices=[0], updates=1)
     assert resource.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("op", ["Add", "Div", "Max", "Min", "Mul", "Sub"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_what_is_no_number_is_not_reckoned_with(op: str, dtype: torch.dtype) -> None:
+    resource = torch.ones(3).to(dtype)
+    with pytest.raises(ValueError, match=f"ResourceScatter{op}: resource: expected"):
+        getattr(tw.raw_ops, f"ResourceScatter{op}")(
+            resource=resource, indices=[0], updates=torch.ones(1).to(dtype)
+        )
+    expected = torch.ones(3).to(dtype)
+    assert torch.equal(resource.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_small_integers_wrap_around(dtype: torch.dtype) -> None:
+    most = torch.iinfo(dtype).max
+    assert scattered("Add", [most], [0, 0], [1, 1], dtype) == [
+        torch.iinfo(dtype).min + 1
+    ]
