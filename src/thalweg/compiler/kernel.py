@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from thalweg.compiler.array_ops import Array
 from thalweg.compiler.build import Library
 from thalweg.compiler.graph import expect_reduction, label_of
 from thalweg.compiler.interpret import Interpreter
@@ -188,12 +189,10 @@ class Kernel:
         return torch.empty(wanted, dtype=torch.float64)
 
     def interpret(
-        self, tables: Sequence[Table], rows: Sequence[Table], between: Between | None
+        self, tables: Sequence[Array], rows: Sequence[Array], between: Between | None
     ) -> None:
         """Run the interpreter over the tables."""
-        self._interpreter.run(
-            [_numpy(t) for t in tables], [_numpy(t) for t in rows], between
-        )
+        self._interpreter.run(tables, rows, between)
 
 
 class Launch:
@@ -217,8 +216,8 @@ class Launch:
         self.kernel = kernel
         self.num_items = int(items.shape[0])
         self.num_elements = int(_column(items, 3).sum())
-        self._tables = (items, pointers, scalars)
-        self._rows = rows
+        self._tables = tuple(map(_numpy, (items, pointers, scalars)))
+        self._rows = tuple(map(_numpy, rows))
         self._num_rows = int(scalars.shape[0])
         self._addresses = tuple(map(_address, self._tables))
         self._extra = tuple(map(_address, rows))
@@ -236,8 +235,9 @@ class Launch:
         """
         kernel = self.kernel
         if kernel.backend == "interpreter":
-            items = self._tables[0][: self.num_items]
-            kernel.interpret((items, *self._tables[1:]), self._rows, between)
+            items, pointers, scalars = self._tables
+            tables = items[: self.num_items], pointers, scalars
+            kernel.interpret(tables, self._rows, between)
             return
         functions = kernel.functions(self.num_elements)
         items, pointers, scalars = self._addresses
@@ -273,8 +273,9 @@ class RowLaunch:
         """Run with so many threads; small work uses one."""
         kernel, rows = self._kernel, self._rows
         if kernel.backend == "interpreter":
-            tables = (rows.items, *self._tables)
-            return kernel.interpret(tables, (rows.starts, rows.sources), None)
+            tables = map(_numpy, (rows.items, *self._tables))
+            lists = map(_numpy, (rows.starts, rows.sources))
+            return kernel.interpret(tuple(tables), tuple(lists), None)
         items, starts, sources = rows.addresses
         return kernel.functions(rows.num_elements)[-1](
             rows.num_items,

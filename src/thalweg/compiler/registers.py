@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from thalweg.compiler.array_ops import PIECE, Array, array_ops
+from thalweg.compiler.array_ops import PIECE, Array, array_ops, fused_op, shared_op
 from thalweg.compiler.graph import (
     Operand,
     Space,
@@ -28,7 +28,16 @@ from thalweg.compiler.program import Program, compute_dtype
 from thalweg.compiler.rounding import Draw
 from thalweg.compiler.views import ARRAYS, Memory, tensor_of
 
-__all__ = ["Call", "Constant", "Places", "Recipe", "Rounder", "Scalar", "Scratch"]
+__all__ = [
+    "Call",
+    "Constant",
+    "Content",
+    "Places",
+    "Recipe",
+    "Rounder",
+    "Scalar",
+    "Scratch",
+]
 
 _MASK = np.dtype(np.bool_)
 
@@ -50,6 +59,11 @@ class Constant(NamedTuple):
 
     value: Array
 
+    @property
+    def is_mask(self) -> bool:
+        """Whether it is a truth value."""
+        return self.value.dtype == _MASK
+
 
 class Scratch(NamedTuple):
     """A register for what lies between two operations."""
@@ -59,6 +73,9 @@ class Scratch(NamedTuple):
 
 class Places(NamedTuple):
     """A register with what rounds outputs stochastically: a `Rounder`."""
+
+
+Content = Scalar | Constant | Scratch | Places
 
 
 class Rounder:
@@ -79,10 +96,22 @@ class Rounder:
 
 
 class Call(NamedTuple):
-    """A function and the registers it is called with, the last of which it writes."""
+    """A function and the registers it is called with, the last of which it writes.
+
+    Attributes:
+        function: The function.
+        places: Of the registers.
+        choose: Takes them from all registers.
+    """
 
     function: Callable[..., object]
+    places: tuple[int, ...]
     choose: Callable[[Sequence[Any]], tuple[Any, ...]]
+
+    @classmethod
+    def of(cls, function: Callable[..., object], *places: int) -> Call:
+        """A call with two registers or more."""
+        return cls(function, places, itemgetter(*places))
 
 
 class Recipe:
@@ -96,14 +125,18 @@ class Recipe:
         calls: In order.
         scalars: The scalars that meet tensors.
         registers: What the registers after those of memory hold.
+        num_inputs: Number of registers that are memory.
+        compute: What NumPy calls the compute type.
     """
 
     def __init__(self, program: Program, dtypes: Sequence[torch.dtype]) -> None:
         self.calls: list[Call] = []
         self.scalars: list[fx.Node] = []
-        self.registers: list[Scalar | Constant | Scratch | Places] = []
+        self.registers: list[Content] = []
         self._compute = compute_dtype(dtypes)
         self._dtypes = tuple(dtypes)
+        self.num_inputs = len(self._dtypes)
+        self.compute = ARRAYS[self._compute]
         self._inputs = [program.inputs[n] for n in program.trace.rule.tensors]
         self._outputs = program.outputs
         self._rounded = program.rounded
@@ -113,8 +146,10 @@ class Recipe:
             for node in program.needed(program.outputs, Space.TENSOR)
             if node.op == "call_function"
         ]
+        self._when = {node: number for number, node in enumerate(self._order)}
         self._last_read = self._last_reads()
         self._targets = self._direct_targets()
+        self._occupied: dict[int, int] = {}
         self._places: dict[Operand, int] = {}
         self._free: dict[np.dtype[Any], list[int]] = {}
         self._write()
@@ -136,11 +171,11 @@ class Recipe:
     def _direct_targets(self) -> dict[fx.Node, int]:
         """Results that are written to memory at once."""
         targets: dict[fx.Node, int] = {}
-        when = {node: number for number, node in enumerate(self._order)}
         for position, value in enumerate(self._outputs):
-            if not isinstance(value, fx.Node) or value not in when:
+            if not isinstance(value, fx.Node) or value not in self._when:
                 continue
-            is_unread = self._last_read.get(self._inputs[position], -1) <= when[value]
+            last_read = self._last_read.get(self._inputs[position], -1)
+            is_unread = last_read <= self._when[value]
             is_stored_so = self._dtypes[position] == self._compute
             if is_unread and is_stored_so and value not in targets:
                 targets[value] = position
@@ -171,7 +206,7 @@ class Recipe:
         if self._dtypes[position] == self._compute and not is_kept:
             self._places[node] = position
             return
-        self._places[node] = self._scratch(ARRAYS[self._compute])
+        self._places[node] = self._scratch(self.compute)
         self._call(copy, position, self._places[node])
 
     def _evaluate(self, number: int, node: fx.Node) -> None:
@@ -183,14 +218,27 @@ class Recipe:
         for operand in dict.fromkeys(operands_of(node)):
             if isinstance(operand, fx.Node) and self._last_read[operand] == number:
                 self._release(self._places[operand])
-        place = self._targets.get(node)
-        if place is None:
-            place = self._scratch(_MASK if is_mask(node) else ARRAYS[self._compute])
-        self._places[node] = place
+        place = self._places[node] = self._place_of_result(number, node)
         first, *others = array_ops(op)
         self._call(first, *operands, place)
         for function in others:
             self._call(function, place, place)
+
+    def _place_of_result(self, number: int, node: fx.Node) -> int:
+        """Its memory, or memory that another result is written to later, or scratch."""
+        place = self._targets.get(node)
+        if place is not None:
+            return place
+        if is_mask(node):
+            return self._scratch(_MASK)
+        last_read = self._last_read[node]
+        for final, place in self._targets.items():
+            is_unread = self._last_read.get(self._inputs[place], -1) <= number
+            is_free = self._occupied.get(place, -1) <= number
+            if is_unread and is_free and last_read <= self._when[final]:
+                self._occupied[place] = last_read
+                return place
+        return self._scratch(self.compute)
 
     def _round(self, position: int, place: int) -> None:
         def store(rounder: Rounder, source: Array, target: Tensor) -> None:
@@ -201,7 +249,94 @@ class Recipe:
         self._call(store, self._rounder, place, position)
 
     def _call(self, function: Callable[..., object], *places: int) -> None:
-        self.calls.append(Call(function, itemgetter(*places)))
+        self.calls.append(Call.of(function, *places))
+
+    # -- the same for long arrays ---------------------------------------------
+
+    def shared_calls(self) -> list[Call] | None:
+        """Fewer calls with the same bits, which torch's threads share.
+
+        A product with a number goes into the sum that reads it, so that memory is
+        passed over once.
+
+        Returns:
+            None if not every call is of that kind.
+        """
+        sums, products = self._fused()
+        shared: list[Call] = []
+        for number, (function, places, _) in enumerate(self.calls):
+            if number in sums:
+                shared.append(sums[number])
+            elif number not in products:
+                found = shared_op(function)
+                if found is None:
+                    return None
+                shared.append(Call.of(found, *places))
+        return shared
+
+    def _fused(self) -> tuple[dict[int, Call], set[int]]:
+        """Sums that take a product in, by their numbers, and these products."""
+        sums: dict[int, Call] = {}
+        products: set[int] = set()
+        # The last product goes first: one before it may be in memory already.
+        for number, (function, places, _) in reversed(list(enumerate(self.calls))):
+            numbers = [p for p in places[:-1] if self._is_number(p)]
+            if function is not np.multiply or len(numbers) != 1:
+                continue
+            (tensor,) = (p for p in places[:-1] if p != numbers[0])
+            reader = self._reader(number, tensor)
+            fused = None if reader in sums else self._sum(reader, places[-1])
+            if reader is not None and fused is not None:
+                function, other, out = fused
+                sums[reader] = Call.of(function, other, tensor, numbers[0], out)
+                products.add(number)
+        return sums, products
+
+    def _reader(self, number: int, tensor: int) -> int | None:
+        """The only call that reads a product, if its tensor still is there."""
+        product = self.calls[number].places[-1]
+        for later in range(number + 1, len(self.calls)):
+            places = self.calls[later].places
+            if product in places[:-1]:
+                return later if self._is_lost(product, later) else None
+            if places[-1] in (product, tensor):
+                break
+        return None
+
+    def _sum(
+        self, number: int | None, product: int
+    ) -> tuple[Callable[..., object], int, int] | None:
+        """Of a sum with a product: its function, the other term, and its result."""
+        if number is None:
+            return None
+        function, (*terms, out), _ = self.calls[number]
+        fused = fused_op(function)
+        if fused is None or terms.count(product) != 1:
+            return None
+        if function is np.subtract and terms[0] == product:
+            return None
+        (other,) = (p for p in terms if p != product)
+        return fused, other, out
+
+    def _is_number(self, place: int) -> bool:
+        content = self._content(place)
+        return isinstance(content, (Scalar, Constant)) and not content.is_mask
+
+    def _is_lost(self, place: int, number: int) -> bool:
+        """Whether what a register holds is read by no call after this one."""
+        if self.calls[number].places[-1] == place:
+            return True
+        for call in self.calls[number + 1 :]:
+            if place in call.places[:-1]:
+                return False
+            if place == call.places[-1]:
+                return True
+        return isinstance(self._content(place), Scratch)
+
+    def _content(self, place: int) -> Content | None:
+        """What a register holds; None for memory."""
+        first = self.num_inputs
+        return self.registers[place - first] if place >= first else None
 
     # -- registers ------------------------------------------------------------
 
@@ -215,22 +350,21 @@ class Recipe:
                 )
             return self._places[operand]
         with np.errstate(over="ignore"):
-            kind = _MASK if is_truth else ARRAYS[self._compute]
+            kind = _MASK if is_truth else self.compute
             return self._register(Constant(np.array(operand, np.float64).astype(kind)))
 
-    def _register(self, content: Scalar | Constant | Scratch | Places) -> int:
+    def _register(self, content: Content) -> int:
         self.registers.append(content)
-        return len(self._inputs) + len(self.registers) - 1
+        return self.num_inputs + len(self.registers) - 1
 
     def _scratch(self, dtype: np.dtype[Any]) -> int:
         free = self._free.get(dtype)
         return free.pop() if free else self._register(Scratch(dtype))
 
     def _release(self, place: int) -> None:
-        if place >= len(self._inputs):
-            content = self.registers[place - len(self._inputs)]
-            if isinstance(content, Scratch):
-                self._free.setdefault(content.dtype, []).append(place)
+        content = self._content(place)
+        if isinstance(content, Scratch):
+            self._free.setdefault(content.dtype, []).append(place)
 
 
 def copy(source: Memory, target: Memory) -> None:

@@ -13,6 +13,7 @@ from thalweg.compiler.graph import (
     Operand,
     Space,
     expect_operation,
+    is_mask,
     label_of,
     operands_of,
     space_of,
@@ -23,12 +24,15 @@ from thalweg.compiler.rounding import Draw
 __all__ = ["Numbers", "ScalarCode"]
 
 
+_NO_TRUTHS = np.zeros(0, np.bool_)
+
+
 class Numbers(NamedTuple):
     """Scalars that meet tensors.
 
     Attributes:
         values: Rounded to the compute type.
-        truths: The same as masks.
+        truths: The same as masks, if there are any.
         draw: The random bits that outputs are rounded by, if any are.
     """
 
@@ -71,6 +75,7 @@ class ScalarCode:
             )
             for node, places in zip(nodes, operands, strict=True)
         ]
+        self._has_truths = any(map(is_mask, wanted))
         self._wanted = [self._places[node] for node in wanted]
         self._rounded = program.rounded
         self._names = (*columns.host, *columns.device)
@@ -90,15 +95,17 @@ class ScalarCode:
         Returns:
             None if nothing is to change.
         """
-        cells = row[: self._num_known].tolist()
+        cells: list[float] = row[: self._num_known].tolist()
         if cells[self._apply] == 0.0:
             return None
         cells += self._constants
+        cell = cells.__getitem__
         for function, places in self._calls:
-            cells.append(function(*[cells[place] for place in places]))
-        wide = np.array([cells[place] for place in self._wanted], dtype=np.float64)
+            cells.append(function(*map(cell, places)))
+        wide = np.array(list(map(cell, self._wanted)), dtype=np.float64)
         draw = None
         if self._rounded:
             known = zip(self._names, cells, strict=False)
             draw = Draw(dict(known), self._rounded)
-        return Numbers(wide.astype(self._compute), wide != 0, draw)
+        truths = wide != 0 if self._has_truths else _NO_TRUTHS
+        return Numbers(wide.astype(self._compute), truths, draw)

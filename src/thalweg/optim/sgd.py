@@ -127,7 +127,7 @@ class SGD(DropIn, torch.optim.SGD):
     def next_counters(
         self, values: Mapping[str, np.ndarray]
     ) -> Mapping[str, np.ndarray]:
-        return {"step": values["step"].clip(1.0, 1.0)}  # only the first step differs
+        return {"step": values["step"] ** 0}  # 1: only the first step differs
 
 
 def damped_momentum(

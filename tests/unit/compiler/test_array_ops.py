@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from tests.codegen.bits import filled, same_bits
 from thalweg.compiler import array_ops as module
-from thalweg.compiler.array_ops import PIECE, array_ops
+from thalweg.compiler.array_ops import PIECE, array_ops, fused_op, shared_op
 from thalweg.compiler.op_table import OPS, Op
 
 FLOATS = (torch.float32, torch.float64)
@@ -92,3 +93,56 @@ def test_another_choice_of_zeros_is_noticed(
         assert same_bits(found, wanted)
     finally:
         array_ops.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("ufunc", [np.add, np.subtract, np.multiply])
+@pytest.mark.parametrize("length", [1, 7, 1003, 2 * PIECE + 5])
+def test_threads_of_torch_give_the_same_bits(
+    ufunc: np.ufunc, dtype: torch.dtype, length: int
+) -> None:
+    a, b = (filled(max(length, 400), dtype, place)[-length:] for place in range(2))
+    function = shared_op(ufunc)
+    assert function is not None
+    out = torch.empty(length, dtype=dtype)
+    for operands in ([a, b], [a, b.numpy()[:1].reshape(())]):
+        with np.errstate(all="ignore"):
+            wanted = ufunc(*map(np.asarray, operands))
+        function(*operands, out)
+        assert same_bits(out, torch.from_numpy(wanted))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("ufunc", [np.add, np.subtract])
+@pytest.mark.parametrize("length", [1, 7, 1003, 2 * PIECE + 5])
+@pytest.mark.parametrize("number", [0.1, -3e-5, 0.0, 1e30, float("inf"), float("nan")])
+def test_a_sum_with_a_product_is_rounded_twice(
+    ufunc: np.ufunc, dtype: torch.dtype, length: int, number: float
+) -> None:
+    function = fused_op(ufunc)
+    if function is None:
+        pytest.skip("torch rounds once here")
+    a, x = (filled(max(length, 400), dtype, place)[-length:] for place in range(2))
+    y = np.asarray(number, a.numpy().dtype)
+    with np.errstate(all="ignore"):
+        wanted = torch.from_numpy(ufunc(a.numpy(), x.numpy() * y))
+    function(a, x, y, a)
+    assert same_bits(a, wanted)
+
+
+def test_an_operation_that_rounds_once_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def once(a: torch.Tensor, x: torch.Tensor, one: torch.Tensor, value: float) -> Any:
+        assert one.item() == 1
+        return (a.double() + value * x.double()).to(a.dtype)
+
+    assert module._rounds_twice(torch.addcdiv) == (fused_op(np.add) is not None)
+    assert not module._rounds_twice(once)
+    monkeypatch.setattr(module, "_rounds_twice", lambda _: False)
+    assert fused_op(np.add) is None
+
+
+def test_what_torch_rounds_otherwise_is_not_shared() -> None:
+    assert shared_op(np.sqrt) is None
+    assert fused_op(np.multiply) is None

@@ -70,6 +70,61 @@ def test_blocks_and_threads_give_the_oracles_bits(
         assert same_bits(got, wanted)
 
 
+def sums(var: Any, m: Any, grad: Any, *, lr: Any, beta: Any) -> tuple[Any, Any]:
+    m_new = beta * m + (1 - beta) * grad
+    return var - lr * m_new, m_new
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("block", [BLOCK, 4 * BLOCK, 3 * BLOCK + 5])
+def test_what_torch_shares_has_the_oracles_bits_in_blocks_of_any_length(
+    dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "SHARED_BLOCK", block)
+    program, dtypes = program_of(Rule.of(sums), ()), (dtype,) * 3
+    work = [tensors_of(count, dtypes) for count in (500, 5 * BLOCK + 9, 4 * BLOCK)]
+    expected = [interpret(Rule.of(sums), {}, own, HYPER) for own in work]
+    found = BlockProgram(program, dtypes)
+    for _ in range(2):
+        tables = Tables(program, work)
+        tables.run(found)
+        for own, wanted in zip(work, expected, strict=True):
+            assert all(map(same_bits, own, wanted))
+        expected = [interpret(Rule.of(sums), {}, own, HYPER) for own in work]
+
+
+def test_long_tensors_alone_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, dtypes = program_of(Rule.of(sums), ()), (torch.float32,) * 3
+    work = [tensors_of(count, dtypes) for count in (4 * BLOCK - 1, 4 * BLOCK)]
+    tables, found = Tables(program, work), BlockProgram(program, dtypes)
+    tables.run(found)
+    (known,) = found._known.values()
+    assert sum(length for _, _, length, _ in known.pieces) == 4 * BLOCK - 1
+    assert [length for _, _, length, _ in known.shared] == [4 * BLOCK]
+    monkeypatch.setattr(blocks, "SHARED_BLOCK", BLOCK)
+    known._cut()
+    assert [length for _, _, length, _ in known.shared] == [BLOCK] * 4
+
+
+def test_a_rule_with_roots_leaves_nothing_to_torch(program: Any) -> None:
+    dtypes = (torch.float32,) * 3
+    found, tensors = BlockProgram(program, dtypes), tensors_of(4 * BLOCK, dtypes)
+    Tables(program, [tensors]).run(found)
+    (known,) = found._known.values()
+    assert not known.shared
+    assert len(known.pieces) == 4
+
+
+def test_other_tables_at_the_same_place_are_noticed(program: Any) -> None:
+    dtypes = (torch.float32,) * 3
+    found = BlockProgram(program, dtypes)
+    for seed in range(3):
+        tensors = tensors_of(500 + seed, dtypes)
+        expected = interpret(Rule.of(rule), {}, tensors, HYPER)
+        Tables(program, [tensors]).run(found)  # its arrays are gone afterwards
+        assert all(map(same_bits, tensors, expected))
+
+
 def test_tensors_that_moved_are_found(program: Any) -> None:
     dtypes = (torch.float32,) * 3
     found = BlockProgram(program, dtypes)

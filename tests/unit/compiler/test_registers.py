@@ -10,11 +10,13 @@ import torch
 
 from tests.codegen.bits import filled, same_bits
 from thalweg.compiler import APPLY, Rule, interpret
+from thalweg.compiler.array_ops import fused_op
 from thalweg.compiler.blocks import BlockProgram
 from thalweg.compiler.interpret import program_of
 from thalweg.compiler.registers import Recipe, Scratch, copy
 
 FLOAT = torch.float32
+NUMBERS = {"a": 0.3, "b": 0.7}
 
 
 def recipe_of(rule: Any, *dtypes: torch.dtype) -> Recipe:
@@ -61,6 +63,119 @@ def test_an_operation_is_one_call_and_a_result_no_copy() -> None:
     assert len(recipe.scalars) == 2
 
 
+def names_of(calls: Any) -> list[str]:
+    return [call.function.__qualname__.split(".")[0] for call in calls]
+
+
+def descent(var: Any, grad: Any, *, a: Any) -> Any:
+    return var - a * grad
+
+
+def averaged(var: Any, m: Any, grad: Any, *, a: Any, b: Any) -> tuple[Any, Any]:
+    moved = (var - var * a) - b * grad
+    return moved, b * m + (1 - b) * moved
+
+
+def velocity(var: Any, m: Any, grad: Any, *, a: Any, b: Any) -> tuple[Any, Any]:
+    step = a * grad
+    m_new = m * b - step
+    return var + m_new, m_new
+
+
+def overtaken(var: Any, m: Any, grad: Any, *, a: Any) -> tuple[Any, Any]:
+    product = a * m
+    m_new = m + grad
+    return m_new * var - product, m_new
+
+
+needs_fused = pytest.mark.skipif(fused_op(np.add) is None, reason="torch rounds once")
+
+
+@needs_fused
+@pytest.mark.parametrize(
+    ("rule", "count", "calls"),
+    [
+        (descent, 2, ["fused_op"]),
+        (averaged, 3, ["fused_op", "fused_op", "shared_op", "fused_op"]),
+        (velocity, 3, ["shared_op", "fused_op", "shared_op"]),
+    ],
+)
+def test_products_go_into_sums_and_need_no_scratch(
+    rule: Any, count: int, calls: list[str]
+) -> None:
+    recipe = recipe_of(rule, *[FLOAT] * count)
+    shared = recipe.shared_calls()
+    assert shared is not None
+    assert names_of(shared) == calls
+    scratch = {
+        place
+        for call in shared
+        for place in call.places
+        if place >= count and isinstance(recipe.registers[place - count], Scratch)
+    }
+    assert not scratch
+
+
+def kept_product(var: Any, m: Any, grad: Any, *, a: Any) -> tuple[Any, Any]:
+    product = a * grad
+    return var - product, m + product
+
+
+def turned(var: Any, grad: Any, *, a: Any) -> Any:
+    return a * grad - var
+
+
+def of_tensors(var: Any, grad: Any) -> Any:
+    return var - var * grad
+
+
+def doubled(var: Any, grad: Any, *, a: Any) -> Any:
+    product = a * grad
+    return product + product
+
+
+@pytest.mark.parametrize("rule", [kept_product, turned, of_tensors, doubled, overtaken])
+def test_products_that_are_needed_stay(rule: Any) -> None:
+    recipe = recipe_of(rule, *[FLOAT] * len(Rule.of(rule).tensors))
+    shared = recipe.shared_calls()
+    assert shared is not None
+    assert names_of(shared) == ["shared_op"] * len(recipe.calls)
+
+
+def test_roots_and_halves_are_not_shared() -> None:
+    assert recipe_of(adam, *[FLOAT] * 4).shared_calls() is None
+    assert recipe_of(descent, FLOAT, torch.bfloat16).shared_calls() is None
+
+
+def lent(var: Any, m: Any, grad: Any, *, a: Any, b: Any) -> tuple[Any, Any]:
+    part = m * a
+    return var - part * grad, part + grad * b
+
+
+def outlived(var: Any, m: Any, grad: Any, *, a: Any) -> tuple[Any, Any]:
+    part = m * a
+    m_new = part + grad
+    return var - part * m_new, m_new
+
+
+def lent_twice(var: Any, m: Any, grad: Any, *, a: Any, b: Any) -> tuple[Any, Any]:
+    part, other = m * a, torch.sqrt(grad)
+    return var - (part - other) * (other * b), part * other
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_lent", "scratch"),
+    [(lent, True, 1), (outlived, False, 1), (lent_twice, True, 3)],
+)
+def test_memory_that_is_written_later_is_scratch_until_then(
+    rule: Any, is_lent: bool, scratch: int
+) -> None:
+    recipe = recipe_of(rule, *[FLOAT] * 3)
+    reading = next(call for call in recipe.calls if call.places[0] == 1)
+    assert (reading.places[-1] == 1) == is_lent
+    assert num_scratch(recipe) == scratch
+
+
 def test_halves_are_converted_when_read_and_written() -> None:
     half = torch.bfloat16
     recipe = recipe_of(adam, FLOAT, half, half, FLOAT)
@@ -68,7 +183,11 @@ def test_halves_are_converted_when_read_and_written() -> None:
     assert [call.function for call in recipe.calls].count(copy) == 4
 
 
-@pytest.mark.parametrize("rule", [swapped, read_late, twice, constant, chosen])
+RULES = [swapped, read_late, twice, constant, chosen, averaged, velocity]
+RULES += [kept_product, turned, doubled, overtaken, lent, outlived, lent_twice]
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kinds", [(0,), (1,), (2, 0), (0, 2), (1, 2)])
 def test_no_order_of_reads_and_writes_changes_a_bit(
     rule: Any, kinds: tuple[int, ...]
@@ -78,9 +197,9 @@ def test_no_order_of_reads_and_writes_changes_a_bit(
     count = len(program.trace.rule.tensors)
     dtypes = tuple(known[kinds[i % len(kinds)]] for i in range(count))
     tensors = [filled(900, dtype, i) for i, dtype in enumerate(dtypes)]
-    expected = interpret(Rule.of(rule), {}, tensors, {"a": 0.3})
+    expected = interpret(Rule.of(rule), {}, tensors, NUMBERS)
     scalars = np.zeros((1, len(program.columns)))
-    for name, number in {APPLY: 1.0, "a": 0.3}.items():
+    for name, number in {APPLY: 1.0, **NUMBERS}.items():
         if name in program.columns.index:
             scalars[0, program.columns.index[name]] = number
     pointers = np.array([[tensor.data_ptr() for tensor in tensors]])
