@@ -188,3 +188,59 @@ def test_totals_of_shards_are_joined_on_the_device(
     no_waiting()
     plans[1].load(given[1:], rate)
     plans[1].run()
+
+
+def rows_of(number: int, held: Sequence[Tensor], row: int = 3) -> list[Any]:
+    """A sparse gradient of the first variable, and dense ones of the others."""
+    generator = torch.Generator().manual_seed(number)
+    values = torch.randn((20, *held[0].shape[1:]), generator=generator)
+    indices = torch.arange(20) * 7 % held[0].shape[0]
+    indices[4] = row
+    given = IndexedSlices(values, indices, tuple(held[0].shape)).to(held[0].device)
+    return [(given, held[0]), *pairs_of(number, held[1:])]
+
+
+SPARSE: list[tuple[str, dict[str, Any]]] = [
+    ("adam", {}),
+    ("adam", {"sparse_update": "exact", "nonfinite": "error"}),
+    ("nadam", {"sparse_update": "keras", "use_ema": True}),
+    ("lamb", {"learning_rate": 0.01}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SPARSE)
+def test_a_wrong_index_leaves_a_step_out_and_nothing_waits(
+    name: str, options: dict[str, Any], no_waiting: Callable[[], None]
+) -> None:
+    here, device = (type(tw.optimizers.get(name))(**options) for _ in range(2))
+    variables, twins = both(((50, 8), (32,)))
+    given = [rows_of(number, twins) for number in range(5)]
+    wrong = rows_of(9, twins, row=50)
+    for number in range(5):
+        here.apply_gradients(rows_of(number, variables))
+        if number == 2:
+            no_waiting()
+        device.apply_gradients(given[number])
+    device.apply_gradients(wrong)
+    torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(IndexError, match="that step has changed nothing"):
+        device.get_weights()
+    assert device.iterations.item() == here.iterations.item() == 5
+    assert close(variables, twins)
+
+
+def test_an_inf_is_an_error_later(no_waiting: Callable[[], None]) -> None:
+    device = tw.optimizers.Adam(nonfinite="error", global_clipnorm=1.0)
+    _, twins = both(((64, 32), (32,)))
+    twins[0].name = "kernel"
+    good, bad = pairs_of(0, twins), pairs_of(1, twins, bad=True)
+    for _ in range(2):
+        device.apply_gradients(good)
+    before = [twin.detach().clone() for twin in twins]
+    no_waiting()
+    device.apply_gradients(bad)
+    torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(FloatingPointError, match="kernel"):
+        _ = device.last_step_applied
+    assert all(map(torch.equal, before, twins))
+    assert device.iterations.item() == 2

@@ -27,6 +27,7 @@ from thalweg.compiler.graph import operation_of
 from thalweg.compiler.triton_kernel import TritonKernel, compile_triton, has_triton
 from thalweg.state import IndexedSlices
 from thalweg.step import STEP
+from thalweg.step.device_checks import LateErrors
 from thalweg.step.device_clock import DeviceClock
 from thalweg.step.device_group import DeviceGroup
 from thalweg.step.device_norms import DeviceClip, DeviceNorms
@@ -264,14 +265,17 @@ def test_rows_have_the_bits_of_the_cpu_and_nothing_waits(
     members = [Member(rule, (torch.randn(s), torch.randn(s)), (), 0) for s in shapes]
     twins = moved(members)
     rows = DeviceRows(row_key_of(members[0], mode), len(shapes), DEVICE)
+    errors = LateErrors()
     steps = [[slices_of(m.var, 900, torch.int64) for m in members] for _ in range(4)]
     moved_steps = [[s.to(DEVICE) for s in slices] for slices in steps]
     for number, slices in enumerate(moved_steps):
         if number == 1:
             no_waiting()
-        rows.run(twins, slices, RATES)
+        valid = rows.load(twins, slices, RATES)
+        rows.run(valid)
+        rows.note(errors)
     torch.cuda.set_sync_debug_mode("default")
-    rows.check()
+    errors.refuse()
     for slices in steps:
         pairs = zip(members, slices, strict=True)
         launch_row_updates([RowUpdate(m, s, mode) for m, s in pairs], RATES)
@@ -283,9 +287,11 @@ def test_a_wrong_index_changes_nothing() -> None:
     twin = moved([member])[0]
     rows = DeviceRows(row_key_of(member, "sum"), 1, DEVICE)
     slices = IndexedSlices(torch.ones(2, 5), torch.tensor([3, 9])).to(DEVICE)
-    rows.run([twin], [slices], RATES)
+    errors = LateErrors()
+    rows.run(rows.load([twin], [slices], RATES))
+    rows.note(errors)
     with pytest.raises(IndexError, match="indices from 0"):
-        rows.check()
+        errors.refuse()
     agree([member], back([twin]))
 
 
@@ -300,7 +306,7 @@ def test_rows_beyond_32_bits() -> None:
     rows = DeviceRows(row_key_of(member, "sum"), 1, DEVICE)
     indices = torch.tensor([count - 1, 5, count - 1], device=DEVICE)
     slices = IndexedSlices(torch.ones(3, 64, device=DEVICE), indices)
-    rows.run([member], [slices], {"lr": np.ones(1), "beta": np.zeros(1)})
+    rows.run(rows.load([member], [slices], {"lr": np.ones(1), "beta": np.zeros(1)}))
     assert tensors[1][count - 1].unique().tolist() == [2.0]
     assert tensors[1][5].unique().tolist() == [1.0]
     assert tensors[1].count_nonzero().item() == 128

@@ -92,12 +92,16 @@ class DynamicLossScale(Trackable):
         return self.current_loss_scale.is_cpu
 
     @torch.no_grad()
-    def update(self, is_finite: bool | torch.Tensor) -> None:
+    def update(
+        self, is_finite: bool | torch.Tensor, counts: torch.Tensor | None = None
+    ) -> None:
         """Take note of a step.
 
         Args:
             is_finite: Whether its gradients were; the same on every rank. Of a bool of
                 shape () on a device the scale follows there, and nothing waits.
+            counts: Shape (), bool, on that device: whether there was a step at all; a
+                check has refused it if not. There was if None.
         """
         held: list[Variable] = [self.current_loss_scale, self.dynamic_counter]
         if isinstance(is_finite, torch.Tensor):
@@ -112,8 +116,13 @@ class DynamicLossScale(Trackable):
         is_due = counter + 1 >= self.growth_steps
         changed = torch.where(is_good, grown, shrunk)
         keeps = is_good & ~is_due
-        held[0].copy_(torch.where(keeps, scale, changed))
-        held[1].copy_(torch.where(keeps, counter + 1, 0))
+        scale_after = torch.where(keeps, scale, changed)
+        count_after = torch.where(keeps, counter + 1, 0)
+        if counts is not None:
+            scale_after = torch.where(counts, scale_after, scale)
+            count_after = torch.where(counts, count_after, counter)
+        held[0].copy_(scale_after)
+        held[1].copy_(count_after)
 
 
 def scaled(gradients: Sequence[Any], factor: float | torch.Tensor) -> list[Any]:

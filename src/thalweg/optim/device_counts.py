@@ -223,7 +223,7 @@ class CounterClock(StepClock):
 
     @override
     def finish(self, applies: Tensor | None = None) -> None:
-        self.was_applied = self.applies if applies is None else applies
+        self._settle(applies)
         new = self._optimizer.next_counters(self._values)  # pyright: ignore[reportArgumentType] - operators of arrays and tensors are alike
         for row, name in enumerate(self._counters.names):
             value: Any = new[name]

@@ -13,10 +13,20 @@ from thalweg.gradients import clip_by_global_norm
 from thalweg.optim.options import NO_TRANSFORMS, Options
 from thalweg.optim.roster import Kinds
 from thalweg.state import IndexedSlices, as_gradient
-from thalweg.step import Plan, Transforms, refuse_nonfinite
+from thalweg.step import NonFinite, Plan, Transforms, refuse_nonfinite
 from thalweg.step.device_kernel import has_device_kernels
+from thalweg.step.device_step import StepClock
+from thalweg.step.transforms import leave_to_device
 
 __all__ = ["Resolved", "resolve"]
+
+
+class _Check(NamedTuple):
+    """Which gradients are finite, found out on a device, and what follows from it."""
+
+    policy: NonFinite
+    parameters: Sequence[torch.Tensor]
+    is_finite: torch.Tensor
 
 
 class Resolved(NamedTuple):
@@ -28,6 +38,8 @@ class Resolved(NamedTuple):
         rows: Sparse gradients in that order.
         transforms: What is left to do in the step's own pass.
         is_recognized: Whether the last plan knows parameters and gradients.
+        check: What a device has found out about the gradients; None if no device was
+            asked.
     """
 
     kinds: Kinds
@@ -35,6 +47,16 @@ class Resolved(NamedTuple):
     rows: Sequence[IndexedSlices]
     transforms: Transforms
     is_recognized: bool = False
+    check: _Check | None = None
+
+    def tell(self, clock: StepClock) -> None:
+        """Let a device do what follows from what it has found out.
+
+        Args:
+            clock: Counts the steps there.
+        """
+        if self.check is not None:
+            leave_to_device(clock, *self.check)
 
 
 def resolve(
@@ -44,6 +66,7 @@ def resolve(
     options: Options,
     *,
     needs_all_rows: bool,
+    is_left: bool = False,
 ) -> Resolved | None:
     """Sort gradients, and make sparse ones what the rule needs.
 
@@ -53,27 +76,31 @@ def resolve(
         parameters: The parameters.
         options: Clips, checks, and the policy for sparse gradients.
         needs_all_rows: Whether the rule reads a whole parameter.
+        is_left: Whether a device decides which steps are taken.
 
     Returns:
         The gradients, or None if the step is left out.
 
     Raises:
-        FloatingPointError: If a gradient has an inf or NaN and that is an error.
+        FloatingPointError: If a gradient has an inf or NaN, that is an error, and no
+            device decides about it.
     """
-    transforms = options.transforms
+    transforms, check = options.transforms, None
     if kinds is not None and 2 in kinds:
         is_exact = needs_all_rows or options.sparse_update == "exact"
         gradients, kinds = _without_coo(gradients, kinds, is_exact=is_exact)
     present = gradients if kinds is None else list(compress(gradients, kinds))
     if transforms is not NO_TRANSFORMS and not Plan.can_fold(present):
         chosen = parameters if kinds is None else list(compress(parameters, kinds))
-        if not _are_finite(present, chosen, options):
+        if is_left and not any(map(is_distributed, _values_of(present))):
+            check = _left_check(present, chosen, options)
+        elif not _are_finite(present, chosen, options):
             return None
         present = _clipped(present, chosen, options)
         transforms = NO_TRANSFORMS
     rows = [g for g in present if isinstance(g, IndexedSlices)]
     dense = [local_tensor(g) for g in present if not isinstance(g, IndexedSlices)]
-    return Resolved(kinds, dense, rows, transforms)
+    return Resolved(kinds, dense, rows, transforms, check=check)
 
 
 def _without_coo(
@@ -94,13 +121,27 @@ def _without_coo(
     return new, tuple(sorts)
 
 
+def _values_of(gradients: Sequence[Any]) -> list[torch.Tensor]:
+    return [g.values if isinstance(g, IndexedSlices) else g for g in gradients]
+
+
+def _left_check(
+    gradients: Sequence[Any], parameters: Sequence[torch.Tensor], options: Options
+) -> _Check | None:
+    """Find out on their device which gradients are finite; nothing waits."""
+    if options.nonfinite == "off" or not gradients:
+        return None
+    found = [torch.isfinite(value).all() for value in _values_of(gradients)]
+    return _Check(options.nonfinite, list(parameters), torch.stack(found))
+
+
 def _are_finite(
     gradients: Sequence[Any], parameters: Sequence[torch.Tensor], options: Options
 ) -> bool:
     """Whether the step may be taken; every rank of a sharded model says the same."""
     if options.nonfinite == "off" or not gradients:
         return True
-    values = [g.values if isinstance(g, IndexedSlices) else g for g in gradients]
+    values = _values_of(gradients)
     flags = [torch.isfinite(local_tensor(v)).all().logical_not() for v in values]
     bad = torch.stack([flag.to(flags[0].device) for flag in flags])
     if any(map(is_distributed, values)):
@@ -117,8 +158,12 @@ def _clipped(
     if options.max_grad_norm is None:
         return list(gradients)
     # The norm is that of the gradient, not of the parts that duplicates come in.
-    whole = [
-        g.sum_duplicates() if isinstance(g, IndexedSlices) else g for g in gradients
-    ]
+    whole = [_summed(g) if isinstance(g, IndexedSlices) else g for g in gradients]
     pairs = list(zip(whole, parameters, strict=True))
     return [g for g, _ in clip_by_global_norm(pairs, options.max_grad_norm)]
+
+
+def _summed(slices: IndexedSlices) -> IndexedSlices:
+    """Slices whose values are those of the whole gradient, but for zeros."""
+    is_here = slices.indices.is_cpu
+    return slices.sum_duplicates() if is_here else slices.sum_at_first()

@@ -24,15 +24,30 @@ from thalweg.optim.options import Extras, Options
 from thalweg.optim.rounding import check_counts, check_group_roundable
 from thalweg.optim.stepping import Stepper
 from thalweg.step import EMA
-from thalweg.step.device_checks import refuse_late_errors
+from thalweg.step.device_checks import LateErrors, listening
 
 __all__ = ["DropIn", "parameters_of"]
+
+
+def _take_step(optimizer: DropIn) -> None:
+    """Take a step, in which devices tell this optimizer what they find wrong."""
+    held = optimizer.__dict__
+    if "_stepper" not in held:
+        held.update(_stepper=Stepper(), _errors=LateErrors())
+    stepper, errors = held["_stepper"], held["_errors"]
+    errors.refuse_known()
+    before, listening.errors = listening.errors, errors
+    try:
+        verdict: Any = stepper.run(optimizer)
+    finally:
+        listening.errors = before
+    optimizer._status.is_applied = verdict
 
 
 # torch.compile leaves these to Python: its graph breaks before and goes on behind them.
 # As in torch.optim; `torch.compiler.disable` would load the compiler at import.
 _leave_to_python: Any = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
-_run: Callable[..., bool | torch.Tensor] = _leave_to_python(Stepper.run)
+_run: Callable[[DropIn], None] = _leave_to_python(_take_step)
 _load: Callable[..., None] = _leave_to_python(load_state)
 
 
@@ -153,7 +168,10 @@ class DropIn(Described):
 
         Raises:
             FloatingPointError: If ``nonfinite="error"`` and a gradient has an inf or
-                NaN; nothing is changed then.
+                NaN; nothing is changed then. Where a GPU decides, it is one of an
+                earlier step, and this one is not begun.
+            IndexError: If a GPU has told of a wrong index in an earlier step, which
+                has changed nothing; this one is not begun.
             RuntimeError: Inside `ema_scope`.
         """
         loss = None
@@ -161,12 +179,8 @@ class DropIn(Described):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_in_scope("a step")
-        stepper = self.__dict__.get("_stepper")
-        if stepper is None:
-            stepper = self.__dict__["_stepper"] = Stepper()
-        run = _run if torch.compiler.is_compiling() else Stepper.run
-        verdict: Any = run(stepper, self)
-        self._status.is_applied = verdict
+        run = _run if torch.compiler.is_compiling() else _take_step
+        run(self)
         return loss
 
     @property
@@ -175,8 +189,21 @@ class DropIn(Described):
 
         Reading it waits for the device where that decides, which it does for
         parameters on a GPU if all groups are ``capturable``.
+
+        Raises:
+            FloatingPointError: If ``nonfinite="error"``, the device decides, and it has
+                found an inf or NaN in a step since the last error.
+            IndexError: If it has found a wrong index in a sparse gradient.
         """
+        if isinstance(self._status.is_applied, torch.Tensor):
+            self._refuse_late()
         return bool(self._status.is_applied)
+
+    def _refuse_late(self) -> None:
+        """Wait for the devices, and raise what they found in earlier steps."""
+        errors = self.__dict__.get("_errors")
+        if errors is not None:
+            errors.refuse()
 
     # -- averages -------------------------------------------------------------
 
@@ -259,7 +286,7 @@ class DropIn(Described):
             named parameters have ``"param_names"``.
         """
         self._refuse_in_scope("saving")
-        refuse_late_errors()
+        self._refuse_late()
         saved = super().state_dict()
         plain_groups(saved)
         return saved
@@ -297,7 +324,8 @@ class DropIn(Described):
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.pop("_stepper", None)
+        for attribute in ("_stepper", "_errors"):
+            self.__dict__.pop(attribute, None)
 
     def share_memory(self) -> None:
         """Move the state of all parameters into shared memory."""

@@ -30,7 +30,10 @@ class Extras(TypedDict, total=False):
         ema_decay: Keeps a moving average of every parameter in its state, under
             ``"average"``; `ema_scope` puts the averages into the parameters.
         nonfinite: ``"skip"`` leaves a step with an inf or NaN in a gradient out,
-            ``"error"`` raises before anything is written, ``"off"`` does not look.
+            ``"error"`` raises before anything is written, ``"off"`` does not look. On
+            a GPU the host waits for the answer in every step, unless all groups are
+            ``capturable`` (`SGD` is so anyway): then the device decides, nothing waits,
+            and a later step, `last_step_applied` or `state_dict` raises the error.
         slot_dtypes: ``"variable"``, one dtype, or state key to dtype. By default state
             has the parameter's dtype, and float32 beside a half-precision one.
         sparse_update: What a sparse gradient does: ``"rows"`` touches the rows it
@@ -120,7 +123,9 @@ class Options:
         """
         given = self.slot_dtypes if isinstance(self.slot_dtypes, dict) else {}
         for name in given.keys() - set(known):
-            _refuse(where, "slot_dtypes", f"state keys among {sorted(known)}", name)
+            action = "Pass one of these, or turn on in a group what brings this one."
+            expected = f"state keys among {sorted(known)}"
+            _refuse(where, "slot_dtypes", expected, name, action)
 
     def dtype_of(self, key: str, parameter: torch.dtype) -> torch.dtype:
         """The dtype of new state of a parameter.
@@ -174,7 +179,7 @@ def _check_choice(where: str, name: str, got: Any, known: tuple[str, ...]) -> No
         _refuse(where, name, f"one of {list(known)}", got)
 
 
-def _refuse(where: str, name: str, expected: str, got: Any) -> None:
-    raise ValueError(
-        message(f"{where}: {name}", expected, repr(got), "Pass one of these.")
-    )
+def _refuse(
+    where: str, name: str, expected: str, got: Any, action: str = "Pass one of these."
+) -> None:
+    raise ValueError(message(f"{where}: {name}", expected, repr(got), action))

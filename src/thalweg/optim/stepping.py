@@ -81,6 +81,7 @@ class Stepper:
             step = resolve(
                 *(gradients, kinds_of(gradients), parameters, optimizer._options),
                 needs_all_rows=optimizer.needs_all_rows,
+                is_left=self._device is not None,
             )
         return step is not None and self._take(optimizer, roster, step)
 
@@ -166,6 +167,7 @@ def _is_current(roster: Roster, replay: Replay, step: Resolved) -> bool:
 def _launch(replay: Replay, step: Resolved, values: Mapping[str, np.ndarray]) -> bool:
     if replay.clock is not None:
         replay.clock.load(values)
+        step.tell(replay.clock)
     updates = [
         RowUpdate(member, slices, "sum")
         for member, slices in zip(replay.sparse, step.rows, strict=True)
@@ -276,6 +278,6 @@ def _clock(
     counters = roster.counters
     if not isinstance(counters, DeviceCounters):
         return None
-    decides = optimizer._options.nonfinite == "skip"
+    decides = optimizer._options.nonfinite != "off"
     groups = roster.group_of[positions]
     return CounterClock(optimizer, counters, positions, groups, decides=decides)

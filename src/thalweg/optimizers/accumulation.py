@@ -13,6 +13,8 @@ import torch
 from thalweg.compiler import Rule
 from thalweg.distribute import local_tensor
 from thalweg.distribute.components import place_arguments
+from thalweg.errors import describe, message
+from thalweg.gradients.loss_scale import times
 from thalweg.optimizers.pairs import Pairs
 from thalweg.optimizers.slots import Entry
 from thalweg.rules.accumulate import accumulate, begin_sum
@@ -29,6 +31,9 @@ INDICES = "gradient_accumulator_indices"
 """Slot of the numbers of these rows."""
 PENDING = frozenset({ACCUMULATOR, VALUES, INDICES})
 
+Scale = float | torch.Tensor
+"""What gradients are multiplied by; float64 of shape () where a device knows it."""
+
 _RULES = {True: Rule.of(begin_sum), False: Rule.of(accumulate)}  # by: is it first?
 
 
@@ -40,11 +45,15 @@ class _Rows:
     values: list[torch.Tensor] = field(default_factory=list)
     indices: list[torch.Tensor] = field(default_factory=list)
 
-    def add(self, slices: IndexedSlices, scale: float) -> None:
+    def add(self, slices: IndexedSlices, scale: Scale) -> None:
         """Copy slices: their tensors are the caller's."""
         dtype = self.entry.slots[ACCUMULATOR].dtype
         values = slices.values.detach().to(dtype, copy=True)
-        self.values.append(values if scale == 1.0 else values.mul_(scale))
+        if isinstance(scale, torch.Tensor):
+            values = times(values, scale)
+        elif scale != 1.0:
+            values.mul_(scale)
+        self.values.append(values)
         self.indices.append(slices.indices.clone())
 
     def joined(self, name: str) -> torch.Tensor:
@@ -107,6 +116,8 @@ class _Plans:
 
     def prepare(self, gradients: Sequence[torch.Tensor], *, is_first: bool) -> None:
         """Check gradients and make kernels for them; nothing is written."""
+        for own, gradient in zip(self._locals, gradients, strict=True):
+            _check_sum(self._where, own, gradient)
         plan = self._plans.get(is_first)
         if (
             plan is None
@@ -120,14 +131,33 @@ class _Plans:
     def add(
         self,
         gradients: Sequence[torch.Tensor],
-        numbers: Mapping[str, float],
+        numbers: Mapping[str, Scale],
         *,
         is_first: bool,
     ) -> None:
         """Add gradients that were recognized or prepared."""
         plan = self._plans[is_first]
-        plan.load(gradients, {name: np.array([x]) for name, x in numbers.items()})
+        there: dict[str, torch.Tensor] = {}
+        if plan.is_on_device:  # where a number may stay
+            tensors = {n: x for n, x in numbers.items() if isinstance(x, torch.Tensor)}
+            there = {name: number.reshape(1) for name, number in tensors.items()}
+        here = {n: 0.0 if n in there else float(x) for n, x in numbers.items()}
+        plan.load(gradients, {name: np.array([x]) for name, x in here.items()})
+        plan.write_device_scalars(there)
         plan.run()
+
+
+def _check_sum(where: str, own: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Refuse a gradient that its sum has no room for."""
+    if own.shape != gradient.shape:
+        raise ValueError(
+            message(
+                f"{where}: sum of the gradients of a variable",
+                f"a gradient of its shape {tuple(own.shape)}",
+                describe(gradient),
+                "A variable that was resized needs new slots: make a new optimizer.",
+            )
+        )
 
 
 class Sums:
@@ -171,7 +201,7 @@ class Sums:
             self._version, self._restored = self.position._version, set()
         return int(self.position)
 
-    def add_known(self, pairs: Sequence[Any], scale: float) -> bool:
+    def add_known(self, pairs: Sequence[Any], scale: Scale) -> bool:
         """Add dense gradients like those of an earlier micro-step.
 
         Args:
@@ -196,7 +226,7 @@ class Sums:
         self._set(count + 1)
         return True
 
-    def add(self, pairs: Sequence[tuple[Entry, Any]], scale: float) -> None:
+    def add(self, pairs: Sequence[tuple[Entry, Any]], scale: Scale) -> None:
         """Add gradients that were checked.
 
         Args:
@@ -229,7 +259,7 @@ class Sums:
 
     def _prepared(
         self, dense: Sequence[tuple[Entry, torch.Tensor]], is_first: bool
-    ) -> Callable[[Mapping[str, float]], None]:
+    ) -> Callable[[Mapping[str, Scale]], None]:
         """Check gradients, and give what adds them."""
         entries = [entry for entry, _ in dense]
         gradients = [place_arguments(g, e.variable) for e, g in dense]
@@ -239,7 +269,7 @@ class Sums:
         plans.prepare(gradients, is_first=is_first)
         return lambda numbers: plans.add(gradients, numbers, is_first=is_first)
 
-    def _numbers(self, count: int, scale: float) -> dict[str, float]:
+    def _numbers(self, count: int, scale: Scale) -> dict[str, Scale]:
         is_last = count + 1 >= self.steps
         return {"scale": scale, "divisor": count + 1.0 if is_last else 1.0}
 

@@ -17,7 +17,7 @@ from thalweg.optimizers.one_by_one import Known
 from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.slots import Entry
 from thalweg.optimizers.sparse_replay import SparseReplay
-from thalweg.optimizers.step_count import StepCount
+from thalweg.optimizers.whole_rows import HeldRows, Located, WholeRows
 from thalweg.state import (
     IndexedSlices,
     Variable,
@@ -31,10 +31,8 @@ __all__ = ["Applying"]
 
 NO_TRANSFORMS = Transforms()
 
-Located = list[tuple[Entry, torch.Tensor, Any]]
 
-
-class Applying(StepCount):
+class Applying(WholeRows):
     """The part of `Optimizer` that writes.
 
     A class with a rule, under a strategy with the default ``update``, makes a plan in
@@ -154,20 +152,22 @@ class Applying(StepCount):
                 return applied
         check_pairs(pairs)
         self._check_constraints(pairs)
-        self._check_rows(pairs)
         located = self._locate(extended, pairs)
-        dense = [x for x in located if not isinstance(x[2], IndexedSlices)]
-        sparse = [x for x in located if isinstance(x[2], IndexedSlices)]
+        clock = self._clock_of(located)
+        located, decayed = self._with_whole_rows(located, clock)
+        dense = [x for x in located if not isinstance(x.gradient, IndexedSlices)]
+        sparse = [x for x in located if isinstance(x.gradient, IndexedSlices)]
         updates: list[RowUpdate | None] = []
-        clock = self._clock_of(component for _, component, _ in located)
+        held: list[HeldRows] = []
         self._replay = None
 
         def update_rows() -> None:
+            held.extend(self._hold(decayed))
             updates.extend(self._row_update(slices, c) for _, c, slices in sparse)
             launch_row_updates([u for u in updates if u is not None], self._values)
 
         if dense:
-            gradients = [gradient for _, _, gradient in dense]
+            gradients = [one.gradient for one in dense]
             plan = self._plan_of(rule, dense, transforms)
             plan.clock = clock
             factor = self._scaling.factor
@@ -177,6 +177,8 @@ class Applying(StepCount):
         else:
             plan, is_taken = None, True
             self._run_rows(clock, update_rows)
+        if decayed:
+            self._put_back(decayed, held)
         self._note_rows(pairs)
         if sparse and is_taken:
             self._remember_rows(rule, pairs, updates, plan)
@@ -210,7 +212,9 @@ class Applying(StepCount):
             entries = [self._entries[i] for i in variables]
             self._replay = SparseReplay(rule, pairs, entries, rows, plan)
 
-    def _plan_of(self, rule: Rule, dense: Located, transforms: Transforms) -> Plan:
+    def _plan_of(
+        self, rule: Rule, dense: Sequence[Located], transforms: Transforms
+    ) -> Plan:
         """The plan of these components, made anew if the present one does not fit."""
         components = [component for _, component, _ in dense]
         grads = [grad for _, _, grad in dense]
@@ -226,9 +230,9 @@ class Applying(StepCount):
             self._plan, self._plan_rule = plan, rule
         return plan
 
-    def _locate(self, extended: Any, pairs: Pairs) -> Located:
+    def _locate(self, extended: Any, pairs: Pairs) -> list[Located]:
         """Local components of the variables, and their gradients beside them."""
-        located: Located = []
+        located: list[Located] = []
         for grad, variable in pairs:
             entry = self._entries[id(variable)]
 
@@ -236,7 +240,7 @@ class Applying(StepCount):
                 handle = handle_of(component)
                 if handle is not entry.variable:
                     self._shards[id(handle)] = entry
-                located.append((entry, handle, moved))
+                located.append(Located(entry, handle, moved))
 
             with extended.colocate_vars_with(variable):
                 extended.update(variable, take, args=(grad,), group=False)

@@ -20,7 +20,7 @@ from thalweg.gradients.nest import flatten
 from thalweg.optimizers.application import RuleApplication
 from thalweg.optimizers.pairs import Pairs
 from thalweg.state import IndexedSlices
-from thalweg.step import Plan, Transforms
+from thalweg.step import NonFinite, Plan, Transforms, refuse_nonfinite
 
 __all__ = ["GradientFunction", "GradientHooks"]
 
@@ -62,6 +62,7 @@ class GradientHooks(RuleApplication):
     gradient_transformers: list[GradientFunction]
     _clips: dict[str, float | None]
     _scaling: Scaling = NOT_SCALED
+    _is_applied: bool | torch.Tensor = True
 
     def _construct_gradient_options(self, options: Mapping[str, Any]) -> None:
         self.gradient_aggregator = options.get("gradient_aggregator")
@@ -153,6 +154,23 @@ class GradientHooks(RuleApplication):
             return pairs
         gradients = scaled([g for g, _ in pairs], self._scaling.factor)
         return [(g, v) for g, (_, v) in zip(gradients, pairs, strict=True)]
+
+    def _check_finite(self, pairs: Pairs) -> bool:
+        """Whether a step may be taken on gradients that no plan checks."""
+        self._is_applied = True
+        policy = "skip" if self._scaling.skips else self._settings.nonfinite
+        if policy == "off" or self._is_left_to_device(pairs, policy):
+            return True
+        bad = self._nonfinite_variables(pairs)
+        if bad and policy == "error":
+            refuse_nonfinite(bad)
+        self._is_applied = not bad
+        return not bad
+
+    def _is_left_to_device(self, pairs: Pairs, policy: NonFinite) -> bool:
+        """Whether a device finds out if gradients that no plan checks are finite."""
+        del pairs, policy
+        return False
 
     def _nonfinite_variables(self, pairs: Pairs) -> list[torch.Tensor]:
         """The variables whose gradients have an inf or NaN, the same on every rank."""

@@ -75,7 +75,9 @@ class Keras2Protocol(RuleApplication):
         """Hook: update rows, where an index may occur more than once.
 
         By default duplicates are summed, in order of appearance, and handed to
-        ``_resource_apply_sparse``; a rule takes them as ``sparse_update`` says.
+        ``_resource_apply_sparse``; a rule takes them as ``sparse_update`` says. On a
+        GPU a class that updates by hand waits for that, and for a check of the indices
+        at the start of the step: nobody could undo what it writes.
         """
         slices = IndexedSlices(grad, indices)
         overridden = (

@@ -57,8 +57,8 @@ class LossScaleOptimizer(Trackable):
 
     On a GPU the device finds that out, leaves the step out and changes the scale, which
     lies there from the first step on: no step waits, and one can be part of a CUDA
-    graph. With ``gradient_accumulation_steps``, or where a class updates variables by
-    hand, the host decides, and waits for what it needs to know.
+    graph, unless it accumulates gradients. Where a class updates variables by hand, or
+    they are on several devices, the host decides, and waits for what it needs to know.
 
     Attributes that are not named here are those of the inner optimizer.
 
@@ -180,11 +180,7 @@ class LossScaleOptimizer(Trackable):
     def _factor(self) -> float | torch.Tensor:
         """What gradients of a scaled loss are multiplied by."""
         scale = self._scale
-        if (
-            isinstance(scale, DynamicLossScale)
-            and not scale.is_on_host
-            and self.inner_optimizer._sums is None  # sums take the host's number
-        ):
+        if isinstance(scale, DynamicLossScale) and not scale.is_on_host:
             return 1.0 / scale.current_loss_scale.detach().double()
         return 1.0 / float(self.loss_scale)
 
@@ -271,8 +267,8 @@ class LossScaleOptimizer(Trackable):
             inner._scaling = NOT_SCALED
         if isinstance(self._scale, DynamicLossScale) and not inner.is_in_cycle:
             verdict = inner._is_applied
-            accumulates = inner._sums is not None
-            self._scale.update(bool(verdict) if accumulates else verdict)
+            is_late = isinstance(verdict, torch.Tensor)
+            self._scale.update(verdict, inner._was_right if is_late else None)
             if verdict is False:  # a device counts such a step by itself
                 inner.iterations.add_(1)
         return inner.iterations

@@ -13,20 +13,23 @@ import torch
 from thalweg import distribute
 from thalweg.errors import message, nearest
 from thalweg.gradients import GradientTape
+from thalweg.optimizers.accumulation import Sums
 from thalweg.optimizers.declarations import Hyper, HyperValue
+from thalweg.optimizers.declared import checked_name
 from thalweg.optimizers.hyperparameters import warn_lr_is_deprecated
 from thalweg.optimizers.inspection import Inspection
 from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
 from thalweg.state import Variable, listeners, name_of, set_name
-from thalweg.step import Batch, NonFinite, Transforms, refuse_nonfinite
+from thalweg.step import Batch, NonFinite, Transforms
+from thalweg.step.device_checks import listening
 
 __all__ = ["Optimizer", "OptimizerV2"]
 
 _NOT_COPIED = (
     *("_shards", "_values", "_strategy", "_plan", "_plan_rule", "_bound"),
-    *("_recognition", "_raw_batch", "_replay", "_rows_seen"),
+    *("_recognition", "_raw_batch", "_replay", "_rows_seen", "_errors"),
 )
 _OPTIONS = (
     *("lr", "decay", "clipvalue", "clipnorm", "global_clipnorm", "weight_decay"),
@@ -34,6 +37,7 @@ _OPTIONS = (
     *("sparse_update", "slot_dtypes", "low_precision_copy", "nonfinite"),
     *("use_ema", "ema_momentum", "ema_overwrite_frequency"),
     *("gradient_accumulation_steps", "stochastic_rounding", "rounding_seed"),
+    "loss_scale_factor",
 )
 
 
@@ -66,7 +70,13 @@ class Optimizer(Inspection):
         gradient_aggregator: Replaces the sum over replicas; pairs to pairs.
         gradient_transformers: Called after clipping, one after the other.
         sparse_update: ``"rows"`` touches only the indexed rows, ``"exact"`` equals
-            the dense update with zero rows, ``"keras"`` does what Keras 2.6 did.
+            the dense update with zero rows, ``"keras"`` does what Keras 2.6 did. On a
+            GPU nothing waits, but in a class that updates by hand; an error of a wrong
+            index is raised later, and the step with it has changed nothing.
+        nonfinite: ``"skip"`` leaves a step with an inf or NaN in a gradient out,
+            ``"error"`` raises and changes nothing, ``"off"`` does not look. On a GPU
+            the device finds out and nothing waits: a later step, or whatever reads
+            `last_step_applied`, weights or slots, raises the error.
         slot_dtypes: None: float32 beside half-precision variables, else the
             variable's dtype; ``"variable"``: always that; or slot name to dtype.
         gradient_accumulation_steps: N >= 2: the mean of N gradients is applied in
@@ -117,6 +127,7 @@ class Optimizer(Inspection):
         ema_momentum: InitVar[float | None] = None
         ema_overwrite_frequency: InitVar[int | None] = None
         gradient_accumulation_steps: InitVar[int | None] = None  # pyright: ignore[reportIncompatibleMethodOverride] - a field here
+        loss_scale_factor: InitVar[None] = None
         stochastic_rounding: InitVar[bool] = False
         rounding_seed: InitVar[int | None] = None
 
@@ -135,7 +146,7 @@ class Optimizer(Inspection):
         ):
             set_plain(attribute, {})
         self._flags.update({n: f.default for n, f in self._flags_declared.items()})
-        self._name = name or _unique_name(type(self))
+        self._name = checked_name(where, name) or _unique_name(type(self))
         self._slot_names, self._weights = [], []
         self._iterations, self._warned = None, set()
         self._plan, self._plan_rule, self._recognition = None, None, None
@@ -251,7 +262,10 @@ class Optimizer(Inspection):
                 constraint has a sparse gradient.
             FloatingPointError: If ``nonfinite="error"`` and a gradient has an inf or
                 NaN; no variable or slot is changed then, but a cycle of
-                ``gradient_accumulation_steps`` ends with an error of its last call.
+                ``gradient_accumulation_steps`` ends with an error of its last call. On
+                a GPU it may be one of an earlier step; this one is not begun then.
+            IndexError: If a GPU has told of a wrong index in an earlier step, which
+                has changed nothing; this one is not begun.
         """
         del name
         for tell in listeners.steps:
@@ -259,15 +273,23 @@ class Optimizer(Inspection):
         self._refuse_cross_replica()
         pairs = list(grads_and_vars)
         joins = experimental_aggregate_gradients
-        if self._sums is None:
-            return self._apply(pairs, joins=joins)
+        before = self._open_step()
+        try:
+            if self._sums is None:
+                return self._apply(pairs, joins=joins)
+            return self._apply_mean(self._sums, pairs, joins=joins)
+        finally:
+            listening.errors = before
+
+    def _apply_mean(self, sums: Sums, pairs: list[Any], *, joins: bool) -> Variable:
+        """Add gradients to those that wait; take a step if a cycle is complete."""
         means = self._accumulate(pairs, joins=joins)
         if means is None:
             return self.iterations
         try:
             return self._apply(means, joins=joins)
         finally:  # an error, too, ends the cycle: what it waited with is spent
-            self._sums.end()
+            sums.end()
 
     def _apply(self, pairs: list[Any], *, joins: bool) -> Variable:
         """Take a step: check, sum over replicas, transform, update."""
@@ -288,18 +310,6 @@ class Optimizer(Inspection):
             pairs, transforms = self._transform_gradients(pairs), Transforms()
             batch = self._recognized(pairs)
         return self._distributed_apply(pairs, transforms, batch)
-
-    def _check_finite(self, pairs: Pairs) -> bool:
-        """Whether a step may be taken on gradients that no plan checks."""
-        self.last_step_applied = True
-        policy = "skip" if self._scaling.skips else self._settings.nonfinite
-        if policy == "off" or (policy == "skip" and self._is_left_to_device(pairs)):
-            return True
-        bad = self._nonfinite_variables(pairs)
-        if bad and policy == "error":
-            refuse_nonfinite(bad)
-        self.last_step_applied = not bad
-        return not bad
 
     def _aggregated(self, pairs: Pairs) -> Pairs:
         return self._aggregate_gradients(self._transform_unaggregated_gradients(pairs))

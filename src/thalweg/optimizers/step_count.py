@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from thalweg.optimizers.hyperparameters import takes_step
 from thalweg.optimizers.one_by_one import Known, OneByOne
 from thalweg.optimizers.pairs import Pairs
 from thalweg.state import IndexedSlices
-from thalweg.step import EMA_MOMENTUM, STEP, Plan
+from thalweg.step import EMA_MOMENTUM, STEP, NonFinite, Plan
 from thalweg.step.compose import ScalarView
-from thalweg.step.device_checks import refuse_late_errors
+from thalweg.step.device_checks import LateErrors, listening
 from thalweg.step.device_clock import DeviceClock, NumbersOf
 from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.device_rows import kernels_check_rows
+from thalweg.step.transforms import leave_to_device
 
 __all__ = ["StepCount"]
 
@@ -51,14 +52,15 @@ class StepCount(OneByOne):
     """The part of `Optimizer` that counts steps.
 
     On a GPU the device counts in two cases: from the first captured step on, since
-    replays run no Python; and where ``nonfinite="skip"`` leaves it to the device
-    which steps are taken. Then ``iterations`` lies on the device, and reading it
-    waits, which no step does.
+    replays run no Python; and where the device finds out which steps are taken, because
+    it looks for an inf or NaN, or at indices. Then ``iterations`` lies on the device,
+    and reading it waits, which no step does.
     """
 
     _plan: Plan | None
     _clocks: _Clocks | None = None
-    _is_applied: bool | torch.Tensor = True
+    _errors: LateErrors | None = None
+    _checks_rows: bool = False
 
     @property
     def last_step_applied(self) -> bool:
@@ -67,7 +69,14 @@ class StepCount(OneByOne):
         False if ``nonfinite="skip"`` or a loss scale left the step out, and where
         ``gradient_accumulation_steps`` only added a gradient to others. Reading it
         waits for the device where that decides.
+
+        Raises:
+            FloatingPointError: If ``nonfinite="error"``, a device looks for an inf or
+                NaN, and has found one in a step since the last error.
+            IndexError: If it has found a wrong index.
         """
+        if isinstance(self._is_applied, torch.Tensor):
+            self._refuse_late()
         return bool(self._is_applied)
 
     @last_step_applied.setter
@@ -77,6 +86,11 @@ class StepCount(OneByOne):
     @property
     def _clock(self) -> DeviceClock | None:
         return None if self._clocks is None else self._clocks.current
+
+    @property
+    def _was_right(self) -> torch.Tensor | None:
+        """Whether no check has refused the last step, where a device knows it."""
+        return None if self._clock is None else self._clock.was_right
 
     # -- a step ---------------------------------------------------------------
 
@@ -162,7 +176,8 @@ class StepCount(OneByOne):
     def _note_version(self, clocks: _Clocks) -> None:
         clocks.version = self.iterations._version
 
-    def _is_left_to_device(self, pairs: Pairs) -> bool:
+    @override
+    def _is_left_to_device(self, pairs: Pairs, policy: NonFinite) -> bool:
         """Whether the device finds out if gradients that no plan checks are finite.
 
         Only where it took the step before, of the same kind, by kernels alone.
@@ -170,7 +185,6 @@ class StepCount(OneByOne):
         clocks, clock = self._clocks, self._clock
         if clocks is None or clock is None:
             return False
-        clock.cancel()
         if not clock.decides or clock.has_rows_left:
             return False
         values = [g.values if isinstance(g, IndexedSlices) else g for g, _ in pairs]
@@ -183,32 +197,14 @@ class StepCount(OneByOne):
             and self._extended().has_default_update
         )
         if is_known:
-            finite = [torch.isfinite(value).all() for value in values]
-            clock.applies = torch.stack(finite).all()
+            finite = torch.stack([torch.isfinite(value).all() for value in values])
+            leave_to_device(clock, policy, [v for _, v in pairs], finite)
         return is_known
 
     def _note_rows(self, pairs: Pairs) -> None:
         """Remember what a step was like, for `_is_left_to_device`."""
         if self._clocks is not None:
             self._clocks.rows = _rows_of(pairs)
-
-    # -- rows -----------------------------------------------------------------
-
-    def _check_rows(self, pairs: Pairs) -> None:
-        """Refuse wrong indices of sparse gradients that no kernel will look at.
-
-        `check_pairs` leaves those on a device to kernels, which do not wait for it;
-        but what is made dense first they never see.
-        """
-        left = _left_to_kernels(pairs)
-        if not left:
-            return
-        policy, rule = self._settings.sparse_update, self._bound_rule()
-        mode = self.keras_sparse if policy == "keras" else policy
-        for gradient, variable in left:
-            member = self._member(rule, self._entry(variable), variable)
-            if mode in ("exact", "decay") or member.reduces_whole:
-                gradient.check_bounds(variable.shape[0])
 
     @override
     def _apply_one_by_one(
@@ -219,24 +215,55 @@ class StepCount(OneByOne):
                 gradient.check_bounds(variable.shape[0])  # a hook may use them
         super()._apply_one_by_one(extended, pairs, known)
 
+    # -- what devices find wrong ----------------------------------------------
+
+    def _open_step(self) -> LateErrors | None:
+        """Raise what devices have told of earlier steps, and listen to a new one.
+
+        Returns:
+            Who has listened before, and shall again after the step.
+        """
+        errors = self._errors
+        if errors is None:
+            errors = self.__dict__["_errors"] = LateErrors()
+        errors.refuse_known()
+        if self._clocks is not None and self._clocks.current is not None:
+            self._clocks.current.cancel()
+        before, listening.errors = listening.errors, errors
+        return before
+
+    def _refuse_late(self) -> None:
+        """Wait for the devices, and raise what they found in earlier steps."""
+        if self._errors is not None:
+            self._errors.refuse()
+
     @override
     def slot_variables(self) -> Iterator[tuple[torch.Tensor, str, Any]]:
-        refuse_late_errors()
+        self._refuse_late()
         return super().slot_variables()
 
     @override
     def get_weights(self) -> list[np.ndarray]:
-        refuse_late_errors()
+        self._refuse_late()
         return super().get_weights()
 
     # -- clocks ---------------------------------------------------------------
 
-    def _clock_of(self, tensors: Iterable[torch.Tensor]) -> DeviceClock | None:
+    def _clock_of(
+        self, located: Sequence[tuple[Any, torch.Tensor, Any]]
+    ) -> DeviceClock | None:
         """The clock of a step over these variables; None without kernels of a device.
 
         A clock is of one device: where there are several, the host counts.
+
+        Args:
+            located: Entries of variables, their components, and gradients.
         """
-        devices = {tensor.device for tensor in tensors}
+        devices = {component.device for _, component, _ in located}
+        self._checks_rows = self._checks_rows or any(
+            isinstance(gradient, IndexedSlices) and kernels_check_rows(entry.variable)
+            for entry, _, gradient in located
+        )
         return self._clock_on(devices.pop() if len(devices) == 1 else None)
 
     def _clock_on(self, device: torch.device | None) -> DeviceClock | None:
@@ -252,7 +279,8 @@ class StepCount(OneByOne):
         if not is_same or sources != clocks.sources:
             self._retire(clocks)
             new = self._new_clock(device, clock if is_same else None)
-            new.applies = None if clock is None else clock.applies
+            if clock is not None:
+                new.applies, new.is_right = clock.applies, clock.is_right
             clocks.current, clocks.sources = new, sources
             self._note_version(clocks)
             if self._plan is not None and self._plan.clock is not None:
@@ -324,7 +352,8 @@ class StepCount(OneByOne):
 
     def _can_decide(self) -> bool:
         """Whether steps may be left out without the host."""
-        return self._settings.nonfinite == "skip" or self._scaling.skips
+        is_checked = self._settings.nonfinite != "off" or self._scaling.skips
+        return is_checked or self._checks_rows
 
     def _where_applied(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         """What follows a step, or what was there if the device has left it out."""

@@ -97,7 +97,11 @@ class IndexedSlices:
                 )
             )
         slices = cls.__new__(cls)  # torch has checked what the constructor would
-        slices.values, slices.indices = sparse._values(), sparse._indices()[0]
+        if sparse.requires_grad:  # `_values()` has no gradient, those of unique rows do
+            sparse = sparse.coalesce()
+            slices.values, slices.indices = sparse.values(), sparse.indices()[0]
+        else:
+            slices.values, slices.indices = sparse._values(), sparse._indices()[0]
         slices.dense_shape = tuple(sparse.shape)
         return slices
 
@@ -136,6 +140,29 @@ class IndexedSlices:
             return self
         values = _add_rows(self.values, groups)
         return IndexedSlices(values, self.indices[groups.first], self.dense_shape)
+
+    def sum_at_first(self) -> IndexedSlices:
+        """Return the same rows, the sum of each where it appears first, else zeros.
+
+        Unlike `sum_duplicates` it need not know how many rows there are, so that on a
+        GPU nothing waits. Sums have the same order.
+
+        Example:
+            >>> rows = IndexedSlices(torch.ones(3, 1), torch.tensor([4, 1, 4]), (6, 1))
+            >>> rows.sum_at_first().values.flatten()
+            tensor([2., 1., 0.])
+        """
+        count = self.indices.numel()
+        ordered, positions = torch.sort(self.indices, stable=True)
+        is_first = torch.ones(count, dtype=torch.bool, device=self.device)
+        is_first[1:] = ordered[1:] != ordered[:-1]
+        places = torch.arange(count, device=self.device)
+        begins = torch.cummax(torch.where(is_first, places, 0), 0).values
+        targets = torch.empty_like(positions)
+        targets.index_copy_(0, positions, positions.index_select(0, begins))
+        wide = self.values.to(_SUM_DTYPES.get(self.dtype, self.dtype))
+        summed = torch.zeros_like(wide).index_put((targets,), wide, accumulate=True)
+        return self.with_values(summed.to(self.dtype))
 
     def with_values(self, values: torch.Tensor) -> IndexedSlices:
         """Return the same rows with other values, shape [N, ...]."""

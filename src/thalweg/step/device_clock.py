@@ -85,7 +85,8 @@ class DeviceClock(StepClock):
         num_settings: Rows of hyperparameters.
         varying: For each hyperparameter that changes from step to step its numbers.
         decides: Whether the device decides which steps are taken; it counts then.
-        counts_all: Whether steps that are not taken count as well.
+        counts_all: Whether steps that are not taken count as well; one that a check
+            refuses never does.
         horizon: Steps for which numbers are kept. Replays that go further without a
             call of `follow` or `read` in between find those of the last one.
 
@@ -199,13 +200,13 @@ class DeviceClock(StepClock):
 
         Args:
             applies: Shape (), bool, on the device: whether it was taken; by default
-                what was set as `applies`, and it was if that is None.
+                `verdict`, and it was if that is None.
         """
-        self.was_applied = self.applies if applies is None else applies
+        self._settle(applies)
         self.is_over = True
         if self.is_ahead:
             self._advance_states()
-            self.advance(None if self._counts_all else self.was_applied)
+            self.advance(self.was_right if self._counts_all else self.was_applied)
         else:
             self.follow(self._at_most + 1)
         self.cancel()

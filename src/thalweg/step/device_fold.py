@@ -46,21 +46,21 @@ class DeviceFold:
         self._clip.limit(clipnorm, global_clipnorm)
 
     def check(self, addresses: np.ndarray, gradients: Sequence[Tensor]) -> Tensor:
-        """Whether all gradients are finite.
+        """Which gradients are finite.
 
         Args:
             addresses: Where each gradient begins; contiguous there.
             gradients: The gradients.
 
         Returns:
-            Shape (), bool, on the device.
+            Shape (gradients,), bool, on the device.
         """
         finite = torch.isfinite(self._plain(addresses, None))
         # Sums are taken in float64: only there squares can overflow.
         wide = [i for i, g in enumerate(gradients) if g.dtype == torch.float64]
         for i in wide:
             finite[i] = torch.isfinite(gradients[i]).all()
-        return finite.all()
+        return finite
 
     def scales(
         self,

@@ -3,7 +3,7 @@
 Which rows are touched, and how often, is known on the device only, and stays there:
 indices are sorted, each is an item, and all but the first of a row do nothing. Sums
 have the order of appearance, so their bits are those of a CPU. An index that is out of
-range makes the launch change nothing, and a later launch or host read raises.
+range makes the whole step change nothing, and a later step or host read raises.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from thalweg.compiler.triton_rows import DeviceRowTables
 from thalweg.distribute import is_distributed
 from thalweg.errors import message
 from thalweg.state import IndexedSlices
-from thalweg.step.device_checks import LateCheck
-from thalweg.step.device_clock import clock_in_force
+from thalweg.step.device_checks import LateErrors, errors_in_force
 from thalweg.step.device_kernel import DeviceLaunch, Mirror, has_device_kernels
+from thalweg.step.device_step import StepClock, clock_in_force
 from thalweg.step.group import Member
 
 __all__ = [
@@ -63,57 +63,60 @@ class DeviceRows:
         self._mirrors = Mirror(self._pointers, device), Mirror(self._scalars, device)
         self._settings = np.zeros(count, dtype=np.int64)
         self._settings_there = Mirror(self._settings, device)
-        self._late = LateCheck(device, partial(_wrong_index, key.rule.name))
         self._launch = DeviceLaunch(self._start, *self._mirrors)
+        self._rule = key.rule.name
+        self._written: list[torch.Tensor] = []
 
-    def run(
+    def load(
         self,
         members: Sequence[Member],
         slices: Sequence[IndexedSlices],
         values: Mapping[str, np.ndarray],
-        device_scalars: Mapping[str, torch.Tensor] | None = None,
-        applies: torch.Tensor | None = None,
-    ) -> None:
-        """Update the named rows; nothing waits for the device.
+    ) -> torch.Tensor:
+        """Make everything ready to update the named rows; nothing waits.
 
         Args:
             members: The variables, contiguous.
-            slices: Their gradients, contiguous.
+            slices: Their gradients, contiguous, which must live until `run` is called.
             values: For each scalar one number per setting.
-            device_scalars: Scalars that the device computed, in place of those: for
-                each name shape (settings,), float64.
-            applies: Shape (), bool: whether the device lets anything change.
+
+        Returns:
+            Shape (), bool, on the device: whether all indices name rows.
         """
         self._rows.clear()
         for number, (member, given) in enumerate(zip(members, slices, strict=True)):
             self._append(number, member, given)
         self._write_scalars(members, values)
-        valid = self._rows.valid
+        self._written = [t for m in members for t in m.tensors]
+        return self._rows.valid
+
+    def run(
+        self,
+        applies: torch.Tensor,
+        device_scalars: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Update the rows that were loaded; nothing waits for the device.
+
+        Args:
+            applies: Shape (), bool, on the device: whether anything may change.
+            device_scalars: Scalars that the device computed, in place of the host's:
+                for each name shape (settings,), float64.
+        """
         columns, index = self._launch.columns, self._kernel.columns.index
-        columns[index[APPLY]] = valid if applies is None else valid & applies
+        columns[index[APPLY]] = applies
         if device_scalars:
             self._settings_there.refresh()
             for name in device_scalars.keys() & index.keys():
                 taken = device_scalars[name].index_select(0, self._settings_there.table)
                 columns[index[name]] = taken
         self._launch()
-        increment_version([t for m in members for t in m.tensors])
-        self._late.note(valid)
+        increment_version(self._written)
+        self._written = []
 
-    def check(self, *, wait: bool = True) -> None:
-        """Refuse indices that were out of range.
-
-        Args:
-            wait: Whether to wait for the device; else for what the host has heard.
-
-        Raises:
-            IndexError: If one was, since the last call, in a launch, which then changed
-                nothing.
-        """
-        if wait:
-            self._late.refuse()
-        else:
-            self._late.refuse_known()
+    def note(self, errors: LateErrors) -> None:
+        """Let errors tell, in time, whether an index that was loaded is wrong."""
+        kind = "rows", self._rule, self._rows.valid.device
+        errors.note(kind, self._rows.valid, partial(_wrong_index, self._rule))
 
     def _append(self, number: int, member: Member, given: IndexedSlices) -> None:
         var = member.var
@@ -161,13 +164,14 @@ class DeviceRows:
         launch(num_threads, between)
 
 
-def _wrong_index(rule: str) -> IndexError:
+def _wrong_index(rule: str, places: list[int]) -> IndexError:
+    del places
     return IndexError(
         message(
             f"rows updated by {rule}",
             "indices from 0 to the number of rows - 1",
             "another one",
-            "Check the indices of the gradients; that launch has changed nothing.",
+            "Check the indices of the gradients; that step has changed nothing.",
         )
     )
 
@@ -189,44 +193,6 @@ class _Launches(threading.local):
 _launches = _Launches()
 
 
-def launch_device_rows(
-    key: KernelKey,
-    members: Sequence[Member],
-    slices: Sequence[IndexedSlices],
-    values: Mapping[str, np.ndarray],
-    *,
-    check_indices: bool = False,
-) -> DeviceRows:
-    """Update the rows that sparse gradients name, by one launch.
-
-    What the clock in force says holds for them, too; see `DeviceClock.in_force`.
-
-    Args:
-        key: The kernel, of mode "sum" or "sequence".
-        members: Variables on one device, contiguous.
-        slices: Their gradients, contiguous, on that device.
-        values: For each scalar one number per setting.
-        check_indices: Whether to wait for the device and refuse indices out of range.
-
-    Returns:
-        The tables, whose `check` can be called later.
-
-    Raises:
-        IndexError: If ``check_indices`` and an index is out of range; nothing was
-            changed.
-    """
-    device = members[0].var.device
-    rows = _launches.of(key, len(members), device)
-    clock = clock_in_force()
-    if clock is not None and clock.device == device:
-        rows.run(members, slices, values, clock.scalars, clock.applies)
-    else:
-        rows.run(members, slices, values)
-    if check_indices:
-        rows.check()
-    return rows
-
-
 def kernels_check_rows(variable: torch.Tensor) -> bool:
     """Whether indices of its rows are looked at where it is, so that nobody waits.
 
@@ -235,8 +201,8 @@ def kernels_check_rows(variable: torch.Tensor) -> bool:
             where.
 
     Returns:
-        True on a device with kernels: a wrong index keeps the launch there from
-        changing anything, and the error is raised later.
+        True on a device with kernels: a wrong index keeps the step from changing
+        anything there, and the error is raised later.
     """
     return has_device_kernels(variable.device) and not is_distributed(variable)
 
@@ -260,32 +226,30 @@ class Update(Protocol):
 
 
 AnyUpdate = TypeVar("AnyUpdate", bound=Update)
+Groups = dict[tuple[KernelKey, torch.device], list[Any]]
 
 
 def launch_on_devices(
-    updates: Iterable[AnyUpdate],
-    values: Mapping[str, np.ndarray],
-    *,
-    check_indices: bool = False,
+    updates: Iterable[AnyUpdate], values: Mapping[str, np.ndarray]
 ) -> list[AnyUpdate]:
     """Apply the updates that kernels of a device can: one launch for each kernel.
+
+    What the clock in force says holds for them, too. All indices are looked at before
+    the first launch, and a wrong one keeps all of them, and what else the clock decides
+    about, from changing anything; the error is raised later, see `errors_in_force`.
 
     Args:
         updates: The updates.
         values: For each scalar one number per setting.
-        check_indices: Whether to wait for the device and refuse indices out of range.
 
     Returns:
-        Those that were left, in order; their indices are in range.
+        Those that were left, in order, and may be applied; their indices are in range.
 
     Raises:
-        IndexError: If ``check_indices`` and an index is out of range; none of the
-            updates of its kernel was applied. Without it, if a device has told so of
-            an earlier launch; nothing is applied then.
         ValueError: If one that is left has an index out of range; nothing is applied
             then.
     """
-    groups: dict[tuple[KernelKey, torch.device], list[AnyUpdate]] = {}
+    groups: Groups = {}
     left: list[AnyUpdate] = []
     for update in updates:
         if _has_kernel(update):
@@ -293,16 +257,41 @@ def launch_on_devices(
             groups.setdefault(place, []).append(update)
         else:
             left.append(update)
-    for (key, device), group in groups.items():
-        _launches.of(key, len(group), device).check(wait=False)
     for update in left:
         if not update.slices.indices.is_cpu:
             update.slices.check_bounds(update.member.var.shape[0])
-    for (key, _), group in groups.items():
-        members, slices = [u.member for u in group], [u.slices for u in group]
-        launch_device_rows(key, members, slices, values, check_indices=check_indices)
     clock = clock_in_force()
+    if groups:
+        clock = clock or StepClock(next(iter(groups))[1])
+        launch_device_rows(groups, values, clock)
     return [] if clock is not None and left and not clock.allows_rest() else left
+
+
+def launch_device_rows(
+    groups: Mapping[tuple[KernelKey, torch.device], Sequence[Update]],
+    values: Mapping[str, np.ndarray],
+    clock: StepClock,
+) -> None:
+    """Update rows by one launch for each kernel; all checks come before the first.
+
+    Args:
+        groups: The updates of each kernel, of mode "sum" or "sequence", on one device;
+            all tensors are contiguous and there.
+        values: For each scalar one number per setting.
+        clock: Decides whether anything changes, and gives scalars.
+    """
+    loaded: list[tuple[DeviceRows, torch.device]] = []
+    errors = errors_in_force()
+    for (key, device), group in groups.items():
+        rows = _launches.of(key, len(group), device)
+        members, slices = [u.member for u in group], [u.slices for u in group]
+        clock.require(rows.load(members, slices, values))
+        rows.note(errors)
+        loaded.append((rows, device))
+    verdict: Any = clock.verdict
+    for rows, device in loaded:
+        scalars = clock.scalars if device == clock.device else None
+        rows.run(verdict.to(device, non_blocking=True), scalars)
 
 
 def _has_kernel(update: Update) -> bool:

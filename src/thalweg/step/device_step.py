@@ -40,7 +40,8 @@ class StepClock:
     """What counts steps on a device, as a step asks for it.
 
     A step calls `begin` and `finish`; `cancel` where it is left out or fails. In
-    between, kernels take `scalars` and `applies` from here.
+    between, kernels take `scalars` and `verdict` from here. This class itself is for
+    steps that the host counts: it only knows whether they are refused.
 
     Attributes:
         device: Where the variables are.
@@ -48,7 +49,9 @@ class StepClock:
         scalars: What `begin` returned, until the step is over.
         applies: Shape (), bool, on the device: whether the step under way is taken;
             None if it is in any case. A step sets it before anything is written.
-        was_applied: The same of the step before.
+        is_right: Shape (), bool, there: whether no check refuses it; None without any.
+        was_applied: Whether the step before changed anything.
+        was_right: Its `is_right`.
         has_rows_left: Whether rows were updated since the last step by other means
             than kernels of the device, which know neither `scalars` nor `applies`.
 
@@ -57,12 +60,14 @@ class StepClock:
         decides: Whether the device decides which steps are taken.
     """
 
-    def __init__(self, device: torch.device, *, decides: bool) -> None:
+    def __init__(self, device: torch.device, *, decides: bool = False) -> None:
         self.device = device
         self.decides = decides
         self.scalars: Mapping[str, Tensor] = {}
         self.applies: Tensor | None = None
+        self.is_right: Tensor | None = None
         self.was_applied: Tensor | None = None
+        self.was_right: Tensor | None = None
         self.has_rows_left = False
 
     def begin(self, iterations: int) -> dict[str, Tensor]:
@@ -74,20 +79,45 @@ class StepClock:
         Returns:
             Numbers that take the place of the host's, one for each setting.
         """
-        raise NotImplementedError
+        del iterations
+        return {}
+
+    def require(self, is_right: Tensor) -> None:
+        """Let the step under way change nothing unless a check is passed.
+
+        To be called before the first of its kernels is started.
+
+        Args:
+            is_right: Shape (), bool, on a device.
+        """
+        mine = is_right.to(self.device, non_blocking=True)
+        self.is_right = mine if self.is_right is None else self.is_right & mine
+
+    @property
+    def verdict(self) -> Tensor | None:
+        """Shape (), bool, there: whether the step under way may change anything."""
+        if self.applies is None or self.is_right is None:
+            return self.is_right if self.applies is None else self.applies
+        return self.applies & self.is_right
 
     def finish(self, applies: Tensor | None = None) -> None:
         """End a step: count it.
 
         Args:
             applies: Shape (), bool, on the device: whether it was taken; by default
-                what was set as `applies`, and it was if that is None.
+                `verdict`, and it was if that is None.
         """
-        raise NotImplementedError
+        self._settle(applies)
+        self.cancel()
+
+    def _settle(self, applies: Tensor | None) -> None:
+        """Remember what was decided about the step that ends."""
+        self.was_applied = self.verdict if applies is None else applies
+        self.was_right = self.is_right
 
     def cancel(self) -> None:
         """Forget the step under way, which was left out or has failed."""
-        self.scalars, self.applies = {}, None
+        self.scalars, self.applies, self.is_right = {}, None, None
 
     def run(self, update_rows: Callable[[], None], iterations: int) -> None:
         """Take a step that updates rows only.
@@ -110,11 +140,12 @@ class StepClock:
         Waits for the device where that decides.
         """
         self.has_rows_left = True
-        return self.applies is None or bool(self.applies)
+        verdict = self.verdict
+        return verdict is None or bool(verdict)
 
     @contextmanager
     def in_force(self) -> Generator[None]:
-        """In this scope updates of rows take what `begin` and `applies` say."""
+        """In this scope updates of rows take what `begin` and `verdict` say."""
         token = _in_force.set(self)
         try:
             yield

@@ -22,7 +22,7 @@ from thalweg.compiler.interpret import program_of
 from thalweg.compiler.program import Program
 from thalweg.compiler.rounding import FIRST_INDEX, ROUNDING_KEY
 from thalweg.distribute.shards import Whole
-from thalweg.errors import message
+from thalweg.errors import describe, message
 from thalweg.step.compose import GRADIENT_SCALE, LOW_PRECISION_COPY
 from thalweg.step.tensors import is_dense, same_order
 from thalweg.step.totals import TotalsJoin
@@ -64,6 +64,29 @@ class Member:
     flags: tuple[tuple[str, bool], ...] = ()
     whole: Whole | None = None
     rounding: Rounding | None = None
+
+    def __post_init__(self) -> None:
+        self.check_slots()
+
+    def check_slots(self) -> None:
+        """Refuse slots that do not fit the variable, which may have been resized."""
+        shape, slots = self.var.shape, self.tensors[1:]
+        layouts = self.layouts or ("like",) * len(slots)
+        for slot, layout in zip(slots, layouts, strict=True):
+            if slot.shape != shape and not _lies_beside(slot, layout, shape):
+                self._refuse(slot)
+
+    def _refuse(self, slot: torch.Tensor) -> None:
+        """A kernel would write past the end of a slot."""
+        name = self.rule.outputs[[s is slot for s in self.tensors].index(True)]
+        raise ValueError(
+            message(
+                f"{self.rule.name}: slot {name}",
+                f"the shape that goes with a variable of shape {tuple(self.var.shape)}",
+                describe(slot),
+                "A variable that was resized needs new slots: make a new optimizer.",
+            )
+        )
 
     @property
     def var(self) -> torch.Tensor:
@@ -119,6 +142,13 @@ class Member:
     def program(self) -> Program:
         """The passes of the rule over this variable."""
         return program_of(self.rule, self.flags, self.layouts, (), self._shape_read())
+
+
+def _lies_beside(slot: torch.Tensor, layout: str, shape: torch.Size) -> bool:
+    """Whether a slot of a row or a number has the shape that it needs."""
+    if layout == "row":
+        return slot.shape == shape[:1] + (1,) * (len(shape) - 1)
+    return layout == "scalar" and slot.numel() == 1
 
 
 class Group:

@@ -74,6 +74,7 @@ class Plan:
         _check_tensors(where, members, gradients)
         self.variables = [m.var for m in members]
         self.clock: StepClock | None = None
+        self._own_clock: StepClock | None = None
         self._places = Places(self.variables)
         self._addresses = Addresses(len(self.variables))
         self._shapes = [v.shape for v in self.variables]
@@ -85,6 +86,7 @@ class Plan:
             *_groups(members, gradients, on_cpu, owns_rows=owns_rows),
             *device_groups(members, gradients, owns_rows=owns_rows),
         ]
+        self._on_devices = [g for g in self._groups if isinstance(g, DeviceGroup)]
         self._folds: dict[object, DeviceFold] = {}
         self._is_plain = all(group.is_plain for group in self._groups)
         self._strides = [v.stride() for v in self.variables]
@@ -190,9 +192,8 @@ class Plan:
         Args:
             values: For each name shape (settings,), float64, on the device.
         """
-        for group in self._groups:
-            if isinstance(group, DeviceGroup):
-                group.write_device_scalars(values)
+        for group in self._on_devices:
+            group.write_device_scalars(values)
 
     def squared_norms(self, clipvalue: float | None) -> np.ndarray:
         """The squared norms of the gradients that were loaded; reads memory once.
@@ -230,9 +231,18 @@ class Plan:
     @property
     def is_on_device(self) -> bool:
         """Whether all variables are updated by kernels of one device."""
-        return len(set(self._devices)) == 1 and any(
-            isinstance(group, DeviceGroup) for group in self._groups
-        )
+        return len(set(self._devices)) == 1 and bool(self._on_devices)
+
+    @property
+    def decider(self) -> StepClock | None:
+        """What knows on a device whether a step may change anything there.
+
+        It is the clock; without one, something that knows of refusals only. None where
+        no device has kernels for any variable.
+        """
+        if self.clock is None and self._on_devices and self._own_clock is None:
+            self._own_clock = StepClock(self._on_devices[0].variables[0].device)
+        return self.clock or self._own_clock
 
     def gradient_addresses(self) -> np.ndarray:
         """Where the gradients that were loaded begin."""
@@ -258,9 +268,8 @@ class Plan:
 
     def _write_apply(self, applies: torch.Tensor) -> None:
         """Let the device decide whether the next launches change anything."""
-        for group in self._groups:
-            if isinstance(group, DeviceGroup):
-                group.write_apply(applies)
+        for group in self._on_devices:
+            group.write_apply(applies)
 
     def write_scales(self, scales: np.ndarray | torch.Tensor) -> None:
         """Set what each gradient is multiplied by, for rules that take it."""
@@ -270,9 +279,11 @@ class Plan:
     def run(self) -> None:
         """Update all variables and slots with what was loaded."""
         gradients, values = self._loaded
-        clock, num_threads = self.clock, torch.get_num_threads()
-        if clock is not None and clock.applies is not None:
-            self._write_apply(clock.applies)
+        num_threads = torch.get_num_threads()
+        clock = self.clock or self._own_clock
+        verdict = None if clock is None else clock.verdict
+        if verdict is not None:
+            self._write_apply(verdict)
         for group in self._groups:
             group.run(num_threads)
         self._written.count()
@@ -285,8 +296,9 @@ class Plan:
     def unload(self) -> None:
         """Forget the gradients, after a step or instead of it."""
         self._loaded, self.recognition.gradients = ((), {}), None
-        if self.clock is not None:
-            self.clock.cancel()
+        clock = self.clock or self._own_clock
+        if clock is not None:
+            clock.cancel()
 
     @property
     def kernels(self) -> list[Kernel]:

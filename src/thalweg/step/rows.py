@@ -203,10 +203,12 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
 
     Raises:
         IndexError: If an index names no row of its variable.
+        ValueError: If a slot does not fit its variable.
     """
     compiled: dict[KernelKey, list[RowUpdate]] = {}
     others: list[RowUpdate] = []
     for update in map(RowUpdate.without_gaps, updates):
+        update.member.check_slots()
         if update.slices.indices.numel() == 0:
             continue
         if update.has_kernel():

@@ -10,15 +10,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from thalweg.errors import message
-from thalweg.state import name_of
 from thalweg.step.compose import CLIPVALUE, GRADIENT_SCALE, STEP
+from thalweg.step.device_checks import nonfinite_error, note_nonfinite
+from thalweg.step.device_step import StepClock
 from thalweg.step.plan import Plan
 
-__all__ = ["NonFinite", "Transforms", "refuse_nonfinite"]
+__all__ = ["NonFinite", "Transforms", "leave_to_device", "refuse_nonfinite"]
 
 NonFinite = Literal["off", "skip", "error"]
-_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ class Transforms:
 
         Raises:
             FloatingPointError: If ``nonfinite`` is ``"error"`` and a gradient has an
-                inf or NaN; nothing is written then.
+                inf or NaN; nothing is written then. Where the plan's clock decides, it
+                is raised later.
         """
         if isinstance(unscale, torch.Tensor) and not plan.is_on_device:
             unscale = float(unscale)
@@ -96,7 +96,8 @@ class Transforms:
             if not self._prepare(plan, gradients, unscale):
                 return False
             if before_run is not None:
-                with nullcontext() if plan.clock is None else plan.clock.in_force():
+                decider = plan.decider
+                with nullcontext() if decider is None else decider.in_force():
                     before_run()
             plan.run()
         finally:
@@ -134,15 +135,14 @@ class Transforms:
         fold = plan.device_fold(self.clipvalue, self.clipnorm, self.global_clipnorm)
         addresses, is_checked = plan.gradient_addresses(), self.nonfinite != "off"
         if is_checked:
-            applies, clock = fold.check(addresses, gradients), plan.clock
-            if clock is not None and clock.decides and self.nonfinite == "skip":
-                clock.applies = applies
-            elif not bool(applies):
+            finite, clock = fold.check(addresses, gradients), plan.clock
+            if clock is not None and clock.decides:
+                leave_to_device(clock, self.nonfinite, plan.variables, finite)
+            elif not bool(finite.all()):
                 if self.nonfinite == "skip":
                     return False
-                pairs = zip(plan.variables, gradients, strict=True)
-                bad = [v for v, g in pairs if not bool(torch.isfinite(g).all())]
-                refuse_nonfinite(bad)
+                wrong = np.flatnonzero(~finite.numpy(force=True)).tolist()
+                refuse_nonfinite([plan.variables[place] for place in wrong])
         if GRADIENT_SCALE in self.columns:
             plan.write_scales(
                 fold.scales(addresses, self.clipvalue, unscale, is_checked=is_checked)
@@ -193,18 +193,26 @@ def refuse_nonfinite(variables: Sequence[torch.Tensor]) -> None:
     Raises:
         FloatingPointError: Always.
     """
-    names = [
-        name_of(v) or f"an unnamed one of shape {tuple(v.shape)}" for v in variables
-    ]
-    shown = ", ".join(names[:_MOST_NAMES])
-    if len(names) > _MOST_NAMES:
-        shown += f" and {len(names) - _MOST_NAMES} more"
-    raise FloatingPointError(
-        message(
-            "nonfinite='error'",
-            "finite gradients",
-            f"an inf or NaN in {'that' if len(names) == 1 else 'those'} of {shown}",
-            "Nothing was changed. Lower the learning rate or clip; "
-            "nonfinite='skip' leaves such steps out.",
-        )
-    )
+    raise nonfinite_error(variables)
+
+
+def leave_to_device(
+    clock: StepClock,
+    policy: NonFinite,
+    variables: Sequence[torch.Tensor],
+    is_finite: torch.Tensor,
+) -> None:
+    """Let the device do what follows from a check of gradients; nothing waits.
+
+    Args:
+        clock: Of the step under way; it decides which steps are taken.
+        policy: ``"skip"``, or ``"error"``: then the step is refused, and the error is
+            raised later, by the optimizer whose step it is.
+        variables: The variables.
+        is_finite: Shape (variables,), bool, on the device: whether the gradient is.
+    """
+    if policy == "skip":
+        clock.applies = is_finite.all()
+    else:
+        clock.require(is_finite.all())
+        note_nonfinite(variables, is_finite)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import embedding
 
 from thalweg.gradients import GradientTape, UnconnectedGradients
-from thalweg.state import IndexedSlices, Variable, as_variable
+from thalweg.state import IndexedSlices, Variable, as_variable, convert_to_tensor
 
 
 def test_stand_alone_tape_sees_what_torch_recorded():
@@ -248,6 +248,19 @@ def test_number_as_output_gradient():
     with GradientTape() as tape:
         y = x * x
     assert tape.gradient(y, x, output_gradients=10.0).tolist() == [20.0, 40.0]
+
+
+def test_rows_of_an_inner_tape_have_a_gradient():
+    table = Variable([[1.0, 2.0], [3.0, 4.0]])
+    index = torch.tensor([1, 1])
+    with GradientTape() as outer:
+        with GradientTape() as inner:
+            loss = (embedding(index, table, sparse=True) ** 3).sum()
+        rows = inner.gradient(loss, table)
+        total = convert_to_tensor(rows).sum()
+    second = convert_to_tensor(outer.gradient(total, table))
+    # d/dx of 3 x ** 2, and the row is taken twice
+    assert second.tolist() == [[0.0, 0.0], [36.0, 48.0]]
 
 
 def test_sparse_embedding_gives_rows_and_dense_use_a_tensor():

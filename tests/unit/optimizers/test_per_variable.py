@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -90,6 +91,50 @@ def test_configuration_keeps_the_table() -> None:
     optimizer = tw.optimizers.SGD(momentum=0.9, per_variable=table)
     again = tw.optimizers.SGD.from_config(optimizer.get_config())
     assert again._settings == optimizer._settings
+
+
+def test_configuration_keeps_schedules_of_the_table_as_json() -> None:
+    rate = tw.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    table = {
+        "0.*": {"learning_rate": rate, "momentum": torch.tensor(0.5)},
+        "1.*": {"learning_rate": lambda: 0.25},
+    }
+    optimizer = tw.optimizers.SGD(momentum=0.9, per_variable=table)
+    assert "ExponentialDecay" in repr(optimizer)
+    config = json.loads(json.dumps(optimizer.get_config()))
+    for again in (tw.optimizers.SGD.from_config(config), tw.optimizers.SGD(**config)):
+        assert again.get_config() == config
+        kept = again._settings.per_variable
+        assert kept["0.*"]["learning_rate"].get_config() == rate.get_config()
+        assert kept["0.*"]["momentum"] == 0.5
+        assert kept["1.*"]["learning_rate"] == 0.25
+
+
+class Halved(tw.optimizers.schedules.LearningRateSchedule):
+    """A schedule of the user's."""
+
+    def __call__(self, step: Any) -> float:
+        return 0.5 ** int(step)
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "beta_1", "weight_decay"])
+@pytest.mark.parametrize("is_in_table", [False, True])
+def test_own_schedules_come_back_for_every_hyperparameter(
+    name: str, is_in_table: bool
+) -> None:
+    halved: Any = Halved()
+    given: dict[str, Any] = {name: halved}
+    arguments = {"per_variable": {"*": given}} if is_in_table else given
+    optimizer = tw.optimizers.Adam(**arguments)
+    config = json.loads(json.dumps(tw.optimizers.serialize(optimizer)))
+    again = tw.optimizers.deserialize(config, {"Halved": Halved})
+    found = again._settings.per_variable["*"] if is_in_table else again._hyper
+    assert isinstance(found[name], Halved)
+    with pytest.raises(ValueError, match="custom_objects"):
+        tw.optimizers.deserialize(config)
 
 
 @pytest.mark.parametrize("given", ["row", "", None])

@@ -67,6 +67,12 @@ def test_sum_and_dense_agree(indices: list[int]) -> None:
         expected[index] += value
     assert torch.equal(unique.to_dense(), expected)
     assert torch.equal(slices.to_dense(), expected)
+    at_first = slices.sum_at_first()
+    assert torch.equal(at_first.indices, slices.indices)
+    places = [indices.index(index) for index in unique.indices.tolist()]
+    assert torch.equal(at_first.values[places], unique.values)
+    others = [place for place in range(len(indices)) if place not in places]
+    assert not at_first.values[others].any()
 
 
 def test_halves_are_rounded_once() -> None:
@@ -78,6 +84,7 @@ def test_halves_are_rounded_once() -> None:
     )
     assert slices.to_dense().item() == 256
     assert more.sum_duplicates().values.item() == 300
+    assert more.sum_at_first().values[0].item() == 300
 
 
 def test_single_rows_keep_every_bit() -> None:

@@ -8,7 +8,6 @@ wait for a real device, or mix both places, raises.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -341,7 +340,7 @@ def pretended_device() -> Iterator[PretendedDevice]:
         patch.setattr(TritonKernel, "start", start_apart)
         # What is kept of another such device is of no use here.
         patch.setattr(device_rows, "_launches", device_rows._Launches())
-        patch.setattr(device_checks, "_checks", weakref.WeakSet())
+        patch.setattr(device_checks.listening, "unowned", device_checks.LateErrors())
         # A schedule is slow to ask where everything is followed.
         patch.setitem(DeviceClock.__init__.__kwdefaults__, "horizon", 32)
         _replace_cuda(device, patch)

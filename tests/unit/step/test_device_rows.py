@@ -15,14 +15,17 @@ from tests.codegen.bits import same_bits
 from tests.codegen.triton_runs import interpreting
 from thalweg.compiler import KernelKey, Rule, TraceError
 from thalweg.state import IndexedSlices
+from thalweg.step.device_checks import LateErrors, listening
 from thalweg.step.device_rows import (
     DeviceRows,
     launch_device_rows,
     launch_on_devices,
 )
+from thalweg.step.device_step import StepClock
 from thalweg.step.group import Member
 from thalweg.step.rows import RowUpdate, launch_row_updates
 
+HERE = torch.device("cpu")
 RATES = {"lr": np.array([0.1, 0.2]), "beta": np.array([0.9, 0.5])}
 
 
@@ -60,6 +63,19 @@ def slices_of(var: Tensor, count: int, kind: torch.dtype) -> IndexedSlices:
     return IndexedSlices(torch.randn(count, *var.shape[1:]), indices, tuple(var.shape))
 
 
+def launch(key: KernelKey, members: Any, slices: Any, errors: Any = None) -> StepClock:
+    """Update rows where they are; say what was decided."""
+    pairs = zip(members, slices, strict=True)
+    updates = [RowUpdate(m, s, key.mode) for m, s in pairs]
+    clock = StepClock(HERE)
+    listening.errors = errors or LateErrors()
+    try:
+        launch_device_rows({(key, HERE): updates}, RATES, clock)
+    finally:
+        listening.errors = None
+    return clock
+
+
 def key_of(member: Member, mode: Any) -> KernelKey:
     dtypes = (*(t.dtype for t in member.tensors), torch.float32)
     return KernelKey(member.rule, (), dtypes, mode, member.layouts)
@@ -76,7 +92,7 @@ def test_rows_have_the_bits_of_the_cpu(mode: Any, function: Any, layouts: Any) -
         slices = [slices_of(m.var, count, torch.int32) for m in members]
         updates = [RowUpdate(m, s, mode) for m, s in zip(members, slices, strict=True)]
         launch_row_updates(updates, RATES)
-        launch_device_rows(key_of(twins[0], mode), twins, slices, RATES)
+        launch(key_of(twins[0], mode), twins, slices)
         for member, twin in zip(members, twins, strict=True):
             for a, b in zip(member.tensors, twin.tensors, strict=True):
                 assert same_bits(a, b)
@@ -86,7 +102,7 @@ def test_vectors_have_rows_of_one_element() -> None:
     members = members_of(momentum, [(40,)])
     twins, slices = copied(members), [slices_of(members[0].var, 60, torch.int64)]
     launch_row_updates([RowUpdate(members[0], slices[0], "sum")], RATES)
-    launch_device_rows(key_of(twins[0], "sum"), twins, slices, RATES)
+    launch(key_of(twins[0], "sum"), twins, slices)
     assert same_bits(members[0].var, twins[0].var)
 
 
@@ -94,7 +110,7 @@ def test_a_launch_is_seen_by_autograd() -> None:
     members = members_of(momentum, [(9, 5)])
     versions = [t._version for t in members[0].tensors]
     slices = [slices_of(members[0].var, 3, torch.int64)]
-    launch_device_rows(key_of(members[0], "sum"), members, slices, RATES)
+    launch(key_of(members[0], "sum"), members, slices)
     assert [t._version for t in members[0].tensors] == [v + 1 for v in versions]
 
 
@@ -104,18 +120,48 @@ def test_a_wrong_index_changes_nothing_and_is_told(wrong: int) -> None:
     before = copied(members)
     slices = [slices_of(m.var, 4, torch.int64) for m in members]
     slices[1].indices[2] = wrong
-    key = key_of(members[0], "sum")
+    key, errors = key_of(members[0], "sum"), LateErrors()
+    verdict = launch(key, members, slices, errors).verdict
+    assert verdict is not None
+    assert not verdict
     with pytest.raises(IndexError, match="indices from 0"):
-        launch_device_rows(key, members, slices, RATES, check_indices=True)
-    rows = launch_device_rows(key, members, slices, RATES)
-    with pytest.raises(IndexError):
-        rows.check()
+        errors.refuse()
     for member, old in zip(members, before, strict=True):
         assert all(map(torch.equal, member.tensors, old.tensors))
     slices[1].indices[2] = 0
-    rows.check()
-    launch_device_rows(key, members, slices, RATES, check_indices=True)
+    launch(key, members, slices, errors)
+    errors.refuse()
     assert not torch.equal(members[0].var, before[0].var)
+
+
+def test_a_wrong_index_stops_the_other_kernels_of_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    members = members_of(momentum, [(9, 5), (9, 4)])
+    before = copied(members)
+    slices = [slices_of(m.var, 4, torch.int64) for m in members]
+    slices[1].indices[2] = 9
+    modes: list[Any] = ["sum", "sequence"]  # of which each has a kernel
+    updates = [RowUpdate(*x) for x in zip(members, slices, modes, strict=True)]
+    groups = {(u.key(), HERE): [u] for u in updates}
+    errors = LateErrors()
+    monkeypatch.setattr(listening, "errors", errors)
+    launch_device_rows(groups, RATES, StepClock(HERE))
+    for member, old in zip(members, before, strict=True):
+        assert all(map(torch.equal, member.tensors, old.tensors))
+    with pytest.raises(IndexError, match="that step has changed nothing"):
+        errors.refuse()
+
+
+def test_launches_outside_of_steps_tell_the_next_one() -> None:
+    members = members_of(momentum, [(9, 5)])
+    wrong = slices_of(members[0].var, 4, torch.int64)
+    wrong.indices[1] = -1
+    key = key_of(members[0], "sum")
+    groups = {(key, HERE): [RowUpdate(members[0], wrong, "sum")]}
+    launch_device_rows(groups, RATES, StepClock(HERE))
+    with pytest.raises(IndexError):
+        launch_device_rows(groups, RATES, StepClock(HERE))
 
 
 def test_the_device_gives_scalars_and_decides() -> None:
@@ -125,10 +171,12 @@ def test_the_device_gives_scalars_and_decides() -> None:
     rows = DeviceRows(key_of(members[0], "sum"), 2, torch.device("cpu"))
     rate = torch.tensor([0.3, 0.4], dtype=torch.float64)
     rates = {"lr": rate, "other": rate}
-    rows.run(members, slices, RATES, rates, torch.tensor(False))
+    assert rows.load(members, slices, RATES)
+    rows.run(torch.tensor(False), rates)
     for member, old in zip(members, still, strict=True):
         assert torch.equal(member.var, old.var)
-    rows.run(members, slices, RATES, rates, torch.tensor(True))
+    rows.load(members, slices, RATES)
+    rows.run(torch.tensor(True), rates)
     pairs = zip(expected, slices, strict=True)
     numbers = {**RATES, "lr": np.array([0.3, 0.4])}
     launch_row_updates([RowUpdate(m, s, "sum") for m, s in pairs], numbers)
@@ -158,7 +206,7 @@ def test_updates_that_no_kernel_takes_are_left(monkeypatch: pytest.MonkeyPatch) 
     name = "thalweg.step.device_rows.has_device_kernels"
     monkeypatch.setattr(name, lambda device: True)
     twins = [replace(u, member=copied([u.member])[0]) for u in updates]
-    assert launch_on_devices(twins, RATES, check_indices=True) == twins[3:]
+    assert launch_on_devices(twins, RATES) == twins[3:]
     assert launch_on_devices(updates, RATES) == updates[3:]
     for update, twin in zip(updates[:3], twins, strict=False):
         assert same_bits(update.member.var, twin.member.var)

@@ -17,6 +17,7 @@ from thalweg.state import IndexedSlices
 from thalweg.step import LOW_PRECISION_COPY
 from thalweg.step.device_group import DeviceGroup
 from thalweg.step.device_rows import launch_device_rows
+from thalweg.step.device_step import StepClock
 from thalweg.step.group import Group, Member, Rounding
 from thalweg.step.rows import RowUpdate, launch_row_updates
 
@@ -120,5 +121,9 @@ def test_rows_on_a_device_have_the_bits_of_the_cpu() -> None:
     updates = [RowUpdate(member, given, "sequence") for member, given in pairs]
     launch_row_updates(updates, VALUES)
     with interpreting(), np.errstate(all="ignore"):
-        launch_device_rows(updates[0].key(), there, slices, VALUES)
+        pairs = zip(there, slices, strict=True)
+        updates = [RowUpdate(member, given, "sequence") for member, given in pairs]
+        place = torch.device("cpu")
+        groups = {(updates[0].key(), place): updates}
+        launch_device_rows(groups, VALUES, StepClock(place))
     assert_equal(here, there)
