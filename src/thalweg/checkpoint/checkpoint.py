@@ -96,9 +96,9 @@ class Checkpoint:
                 where, expected = "Checkpoint.update", "the name of one of its objects"
                 action = nearest(name, self._objects)
                 raise ValueError(message(where, expected, repr(name), action))
-        self._objects.update(objects)
         if self._deferral is not None:
-            self._deferral.adopt(self._objects)
+            self._deferral.adopt(self._objects | objects)
+        self._objects.update(objects)
 
     def save(
         self,

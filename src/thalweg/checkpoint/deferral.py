@@ -50,7 +50,7 @@ class Deferral:
         found: Match,
         graph: Graph,
     ) -> None:
-        self._references = {name: _reference(one) for name, one in objects.items()}
+        self._references = self._refer(objects)
         self._reader: Reader | None = reader
         self._hyper: HyperPolicy = hyper
         self._is_busy = False
@@ -72,7 +72,7 @@ class Deferral:
 
     def adopt(self, objects: Mapping[str, Any]) -> None:
         """Go on with these objects, some of which are new."""
-        self._references = {name: _reference(one) for name, one in objects.items()}
+        self._references = self._refer(objects)
         self.complete()
 
     def complete(self) -> None:
@@ -96,6 +96,17 @@ class Deferral:
     def concerns(self, holder: object) -> bool:
         """Whether an object was among the saved ones when they were last walked."""
         return id(holder) in self._holders
+
+    def _refer(self, objects: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+        """How to find the objects; when one of them goes, the restore is over."""
+        me = weakref.ref(self)
+
+        def gone(_: object) -> None:
+            deferral = me()
+            if deferral is not None:
+                deferral._end()
+
+        return {name: _reference(one, gone) for name, one in objects.items()}
 
     def _objects(self) -> dict[str, Any] | None:
         """The objects, or None if one of them is gone."""
@@ -150,10 +161,10 @@ class Deferral:
 _GONE = object()
 
 
-def _reference(one: object) -> Callable[[], Any]:
-    """How to find an object again that is not kept alive."""
+def _reference(one: object, gone: Callable[[object], None]) -> Callable[[], Any]:
+    """How to find an object again that is not kept alive; `gone` is told of its end."""
     if isinstance(one, nn.Module | Trackable | SlotOwner | torch.Tensor):
-        reference = weakref.ref(one)
+        reference = weakref.ref(one, gone)
 
         def find() -> Any:
             found = reference()
@@ -174,9 +185,9 @@ _CONTAINERS = (list, tuple, dict)
 
 def _wait(deferral: Deferral) -> None:
     with _lock:
-        if not _waiting:
-            _install()
         _waiting.append(deferral)
+        if len(_waiting) == 1:
+            _install()
 
 
 def _forget(deferral: Deferral) -> None:
