@@ -62,6 +62,9 @@ class SparseReplay:
     @staticmethod
     def can_repeat(pairs: Pairs, updates: Sequence[RowUpdate | None]) -> bool:
         """Whether a step with these updates of rows leaves nothing to find out."""
+        num_sparse = sum(isinstance(g, IndexedSlices) for g, _ in pairs)
+        if num_sparse != len(updates):  # of some, the plan updates all rows
+            return False
         return all(v.is_cpu and type(v.data) is torch.Tensor for _, v in pairs) and all(
             u is not None and u.slices.indices.numel() > 0 and u.has_kernel()
             for u in updates

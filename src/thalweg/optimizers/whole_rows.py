@@ -1,20 +1,22 @@
-"""Sparse gradients that become dense ones on a device, where nobody may wait.
+"""Sparse gradients that become dense ones, because their update reads all rows.
 
-Some updates read all rows: ``sparse_update="exact"``, what Keras 2.6 did for Adam and
-Nadam, and rules that reduce a whole variable. There the rows of a gradient are added
-into zeros by a kernel, in order of appearance, which also looks at the indices; the
-rest is done by the plan of the step.
+So do ``sparse_update="exact"``, what Keras 2.6 did for Adam and Nadam, and rules that
+reduce a whole variable. The rows of a gradient are added into zeros by a kernel, in
+order of appearance, and the plan of the step does the rest. On a device, where nobody
+may wait, that kernel also looks at the indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from thalweg.compiler import Rule
+from thalweg.distribute import is_distributed
 from thalweg.optimizers.slots import Entry
 from thalweg.optimizers.step_count import StepCount
 from thalweg.rules import scatter_add
@@ -22,7 +24,7 @@ from thalweg.rules.moving_average import moving_average
 from thalweg.state import IndexedSlices
 from thalweg.step import EMA, EMA_MOMENTUM, Member, RowUpdate, launch_row_updates
 from thalweg.step.device_clock import DeviceClock
-from thalweg.step.device_rows import kernels_check_rows
+from thalweg.step.device_kernel import has_device_kernels
 
 __all__ = ["HeldRows", "Located", "WholeRows", "dense_gradients"]
 
@@ -49,36 +51,44 @@ class WholeRows(StepCount):
     def _with_whole_rows(
         self, located: Sequence[Located], clock: DeviceClock | None
     ) -> tuple[list[Located], list[Located]]:
-        """Make dense what the update needs dense, where a device can.
+        """Make dense what the update needs dense, so that the plan can take it.
 
         Args:
             located: Components and gradients of a step.
             clock: Of the device that they are on; it is told of wrong indices. Without
-                one the host looks at them, and what reads all rows is left as it is.
+                one the host looks at them.
 
         Returns:
             The components with the gradients that are left to do, and those of them,
             with their sparse gradients, of which only touched rows shall move.
+
+        Raises:
+            ValueError: If an index names no row, where the host looks.
         """
-        chosen = {
-            place: mode
-            for place, one in enumerate(located)
-            if isinstance(one.gradient, IndexedSlices)
-            and kernels_check_rows(one.entry.variable)
-            and (mode := self._mode_of_all_rows(one))
-        }
+        chosen = self._all_rows(located)
+        if clock is None:
+            chosen = _left_to_host(located, chosen)
         given = [located[place] for place in chosen]
-        if clock is None or not given:
-            for one in given:
-                one.gradient.check_bounds(one.component.shape[0])
+        if not given:
             return list(located), []
-        with clock.in_force():
+        with nullcontext() if clock is None else clock.in_force():
             dense = dense_gradients(given)
         found = list(located)
         for place, gradient in zip(chosen, dense, strict=True):
             found[place] = found[place]._replace(gradient=gradient)
         held = [located[place] for place, mode in chosen.items() if mode == "decay"]
         return found, held
+
+    def _all_rows(self, located: Sequence[Located]) -> dict[int, str]:
+        """Where a sparse gradient meets an update of all rows, and how it acts."""
+        return {
+            place: mode
+            for place, one in enumerate(located)
+            if isinstance(one.gradient, IndexedSlices)
+            and (one.component.is_cpu or has_device_kernels(one.component.device))
+            and not is_distributed(one.entry.variable)
+            and (mode := self._mode_of_all_rows(one))
+        }
 
     def _mode_of_all_rows(self, one: Located) -> str:
         """How a sparse gradient acts if its update reads all rows; else ""."""
@@ -108,15 +118,31 @@ class WholeRows(StepCount):
         self._refresh_copies([one.entry.variable for one in decayed])
 
 
+def _left_to_host(
+    located: Sequence[Located], chosen: Mapping[int, str]
+) -> dict[int, str]:
+    """Those of the chosen that are made dense where no device counts steps.
+
+    A copy of touched rows alone is moved where others shall stay, one variable at a
+    time; and so is what lies on several devices, once the host knows its indices.
+    """
+    for place in chosen:
+        _, component, gradient = located[place]
+        if not component.is_cpu:
+            gradient.check_bounds(component.shape[0])
+    is_cpu = {place: located[place].component.is_cpu for place in chosen}
+    return {p: mode for p, mode in chosen.items() if is_cpu[p] and mode == "exact"}
+
+
 @torch.no_grad()
 def dense_gradients(located: Sequence[Located]) -> list[Tensor]:
     """The dense forms of sparse gradients, by one launch for each kernel.
 
-    The clock in force is told whether all indices name rows; where one does not, what
-    is returned is of no use.
+    On a device the clock in force is told whether all indices name rows; where one does
+    not, what is returned is of no use.
 
     Args:
-        located: Variables on a device, with sparse gradients.
+        located: Variables with sparse gradients; on the CPU their indices name rows.
 
     Returns:
         New tensors of the variables' shapes.

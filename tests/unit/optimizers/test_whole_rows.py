@@ -1,4 +1,4 @@
-"""Sparse gradients of updates that read all rows, on a GPU that is not there."""
+"""Sparse gradients of updates that read all rows: here, and on a GPU not there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
 import thalweg as tw
 from tests.unit.optimizers.test_no_waiting import close, train, variables
@@ -15,6 +16,8 @@ from tests.unit.step.pretended_device import (
     PretendedDevice,
     pretended_device,
 )
+from thalweg.compiler.interpret import Interpreter
+from thalweg.optimizers.sparse_replay import SparseReplay
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,36 @@ def test_what_reads_all_rows_waits_for_nothing(
             for o, held in ((there, found), (here, expected))
         )
         assert close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lamb", {}), ("adam", {"sparse_update": "exact", "weight_decay": 0.1})],
+)
+def test_on_the_cpu_the_plan_takes_them_too(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make: Any = partial(type(tw.optimizers.get(name)), **options)
+    generator = torch.Generator().manual_seed(3)
+    starts = [torch.randn(7, 3, generator=generator) for _ in range(2)]
+    tables, alike = (
+        [tw.Variable(start.clone(), name=f"t{i}") for i, start in enumerate(starts)]
+        for _ in range(2)
+    )
+    sparse, dense = make(), make()
+    monkeypatch.setattr(Interpreter, "run", None)  # a kernel, and nothing by hand
+    for _ in range(3):
+        rows = torch.randint(7, (5,), generator=generator)
+        values = torch.randn(5, 3, generator=generator)
+        slices = tw.IndexedSlices(values, rows, (7, 3))
+        other = torch.randn(7, 3, generator=generator)
+        sparse.apply_gradients([(slices, tables[0]), (other, tables[1])])
+        dense.apply_gradients([(slices.to_dense(), alike[0]), (other, alike[1])])
+    assert all(map(torch.equal, tables, alike))
+
+
+def test_a_step_of_both_kinds_is_not_repeated_without_its_rows() -> None:
+    """Where the plan has rows of one variable, and rows of another are launched."""
+    table = tw.Variable(torch.ones(4, 2), name="t")
+    rows = tw.IndexedSlices(torch.ones(1, 2), torch.tensor([1]), (4, 2))
+    assert not SparseReplay.can_repeat([(rows, table)], [])
