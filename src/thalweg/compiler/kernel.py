@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from thalweg.compiler.array_ops import Array
 from thalweg.compiler.build import Library
 from thalweg.compiler.graph import expect_reduction, label_of
 from thalweg.compiler.interpret import Interpreter
@@ -189,10 +188,10 @@ class Kernel:
         return torch.empty(wanted, dtype=torch.float64)
 
     def interpret(
-        self, tables: Sequence[Array], rows: Sequence[Array], between: Between | None
+        self, tables: Sequence[Table], rows: Sequence[Table], between: Between | None
     ) -> None:
         """Run the interpreter over the tables."""
-        self._interpreter.run(tables, rows, between)
+        self._interpreter.run([*map(_numpy, tables)], [*map(_numpy, rows)], between)
 
 
 class Launch:
@@ -273,9 +272,8 @@ class RowLaunch:
         """Run with so many threads; small work uses one."""
         kernel, rows = self._kernel, self._rows
         if kernel.backend == "interpreter":
-            tables = map(_numpy, (rows.items, *self._tables))
-            lists = map(_numpy, (rows.starts, rows.sources))
-            return kernel.interpret(tuple(tables), tuple(lists), None)
+            tables, lists = (rows.items, *self._tables), (rows.starts, rows.sources)
+            return kernel.interpret(tables, lists, None)
         items, starts, sources = rows.addresses
         return kernel.functions(rows.num_elements)[-1](
             rows.num_items,

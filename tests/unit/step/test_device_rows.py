@@ -49,7 +49,8 @@ def members_of(function: Any, shapes: Any, layouts: Any = ()) -> list[Member]:
     rule = Rule.of(function)
     made: list[Member] = []
     for number, shape in enumerate(shapes):
-        slot = torch.rand(shape[0], 1) if layouts else torch.randn(shape)
+        beside = (shape[0], *(1 for _ in shape[1:]))
+        slot = torch.rand(beside) if layouts else torch.randn(shape)
         made.append(Member(rule, (torch.randn(shape), slot), layouts, number % 2))
     return made
 
