@@ -349,6 +349,8 @@ class Fitting(Runnable):
             vouched = self.distribute_strategy.extended.loss_divided_globally()
         with vouched:
             TrainingLoop(self, epoch_loop, told, validate).run(epochs)
+        # A device may have found the last step wrong: asking raises what it found.
+        getattr(self.optimizer, "last_step_applied", None)
 
     def _may_hold(self, told: CallbackList) -> bool:
         """Whether nobody can change within an epoch which variables train."""

@@ -361,3 +361,18 @@ def test_targets_that_are_missing_are_told(loss):
 def test_a_function_may_do_without_targets():
     model = model_of(loss=lambda y_true, y_pred: y_pred.square())
     assert model.fit(X, verbose=0).epoch == [0]
+
+
+class Late(tw.optimizers.SGD):
+    """As on a device, which tells of the last step when it is asked."""
+
+    @property
+    def last_step_applied(self) -> bool:
+        raise FloatingPointError("a NaN in the last step")
+
+
+def test_fit_raises_what_a_device_found_in_its_last_step():
+    model = model_of()
+    model.compile(Late(0.1), "sparse_categorical_crossentropy")
+    with pytest.raises(FloatingPointError, match="in the last step"):
+        model.fit(X, Y, verbose=0)
