@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from thalweg.errors import describe, message
-from thalweg.raw_ops.overlaps import are_same_elements, overlap, shares_elements
+from thalweg.step.overlaps import are_same_elements, overlap, shares_elements
 from thalweg.state import IndexedSlices, handle_of
 from thalweg.step.batch import flush
 from thalweg.step.tensors import check_readable, check_writable

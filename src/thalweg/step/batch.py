@@ -21,7 +21,7 @@ import torch
 
 from thalweg.compiler import KernelKey, Rule, compile_rules, reads_shape
 from thalweg.state.variable import VariableView
-from thalweg.step.bulk import Addresses, Places, Writes
+from thalweg.step.bulk import Addresses, Apart, Places, Writes
 from thalweg.step.group import Group, Member
 from thalweg.step.recognition import recognizer
 from thalweg.step.single import (
@@ -192,12 +192,10 @@ class _Replay:
         handles = list(map(_handle_of, self._given))
         self._places = Places(handles)
         self._writes = Writes(handles)
-        self._spans = _spans(handles)
         gradients = _gradients(calls)
         self._is_like = recognizer(gradients)
-        self._sizes = np.array(list(map(size_of, gradients)), dtype=np.int64)
         self._addresses = Addresses(len(gradients))
-        self._seen = np.full(len(gradients), -1, dtype=np.int64)
+        self._apart = Apart(self._addresses, list(map(size_of, gradients)), handles)
         self._groups = _groups(calls)
 
     def run(self, deeds: Sequence[Deed], tensors: Sequence[Any]) -> bool:
@@ -229,17 +227,10 @@ class _Replay:
     def _lie_apart(self, gradients: Sequence[Any]) -> bool:
         """Find the gradients; whether none lies in a variable or slot, or nowhere."""
         addresses = self._addresses.read(gradients)
-        if not np.array_equal(addresses, self._seen):
-            starts, ends = self._spans
-            before = np.searchsorted(starts, addresses + self._sizes) - 1
-            if (ends[before] > addresses)[before >= 0].any():
-                return False
-            # Without memory the address is 0.
-            if np.count_nonzero(addresses) < len(addresses):
-                return False
-            self._seen[:] = addresses
-            for group in self._groups:
-                group.write_gradients(addresses)
+        if not self._apart:
+            return False
+        for group in self._groups:
+            group.write_gradients(addresses)
         return True
 
 

@@ -4,6 +4,7 @@
  * The functions of libtorch and Python are passed in: nothing is linked.
  */
 #include <stdint.h>
+#include <string.h>
 
 typedef int32_t (*data_ptr_function)(void *tensor, void **address);
 typedef void (*bump_function)(const void *tensor);
@@ -38,6 +39,40 @@ int32_t thalweg_addresses(void *sequence, int64_t count, item_function item,
             return 0;
         }
     }
+    return 1;
+}
+
+/* Whether pieces of memory exist, and touch no span.
+ *
+ * The table holds the sizes of the pieces, the addresses at which they were last found
+ * apart, the number of spans, where they start and where they end: sorted and disjoint.
+ */
+int32_t thalweg_lie_apart(int64_t count, const int64_t *addresses, int64_t *table)
+{
+    const int64_t *sizes = table, num_spans = table[2 * count];
+    const int64_t *starts = table + 2 * count + 1, *ends = starts + num_spans;
+    int64_t *seen = table + count;
+    if (!memcmp(seen, addresses, (size_t)count * sizeof *seen)) {
+        return 1;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        int64_t low = 0, high = sizes[i] ? num_spans : 0;
+        if (sizes[i] && !addresses[i]) {
+            return 0;
+        }
+        while (low < high) { /* all spans before `low` start before the piece ends */
+            const int64_t middle = (low + high) / 2;
+            if (starts[middle] < addresses[i] + sizes[i]) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        if (low && ends[low - 1] > addresses[i]) {
+            return 0;
+        }
+    }
+    memcpy(seen, addresses, (size_t)count * sizeof *seen);
     return 1;
 }
 

@@ -24,8 +24,9 @@ from torch._C import DisableTorchFunctionSubclass
 from torch.autograd.graph import increment_version
 
 from thalweg.compiler.build import Library, build
+from thalweg.step.overlaps import extent
 
-__all__ = ["Addresses", "Holders", "Places", "Writes"]
+__all__ = ["Addresses", "Apart", "Holders", "Places", "Writes"]
 
 _DATA_PTR = "aoti_torch_get_data_ptr"
 _BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
@@ -116,6 +117,10 @@ class Writes:
 class Addresses:
     """Room for where tensors lie, made once for many steps.
 
+    Attributes:
+        found: What was read last.
+        found_at: Where that is.
+
     Args:
         count: Number of tensors.
 
@@ -126,8 +131,8 @@ class Addresses:
     """
 
     def __init__(self, count: int) -> None:
-        self._found = np.empty(count, dtype=np.int64)
-        self._found_at = self._found.ctypes.data
+        self.found = np.empty(count, dtype=np.int64)
+        self.found_at = self.found.ctypes.data
         self._calls = _calls()
 
     def read(self, tensors: Sequence[torch.Tensor]) -> np.ndarray:
@@ -141,13 +146,73 @@ class Addresses:
         """
         calls = self._calls
         item = calls and calls.items.get(type(tensors))
-        if calls is None or item is None or len(tensors) != len(self._found):
-            self._found[:] = _slowly(tensors)
-            return self._found
-        end = calls.offset, calls.data_ptr, self._found_at
-        if not calls.addresses(tensors, len(self._found), item, *end):
-            self._found[:] = _slowly(tensors)
-        return self._found
+        if calls is None or item is None or len(tensors) != len(self.found):
+            self.found[:] = _slowly(tensors)
+            return self.found
+        end = calls.offset, calls.data_ptr, self.found_at
+        if not calls.addresses(tensors, len(self.found), item, *end):
+            self.found[:] = _slowly(tensors)
+        return self.found
+
+
+class Apart:
+    """Whether what a step reads lies apart from what it writes, and has memory at all.
+
+    Args:
+        addresses: Tells where the tensors lie that are read.
+        sizes: Of each of them, in bytes.
+        written: Strided tensors, which stay where they are.
+
+    Example:
+        >>> own, addresses = torch.zeros(4), Addresses(1)
+        >>> apart = Apart(addresses, [8], [own])
+        >>> _ = addresses.read([own[2:]])
+        >>> bool(apart), apart.touched()
+        (False, [0])
+    """
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        sizes: Sequence[int],
+        written: Iterable[torch.Tensor],
+    ) -> None:
+        self._addresses = addresses
+        self._sizes = np.array(sizes, dtype=np.int64)
+        self._starts, self._ends = _spans(written)
+        count = len(sizes)
+        self._table = np.full(2 * count + 1 + 2 * len(self._starts), -1, np.int64)
+        self._table[:count] = self._sizes
+        self._table[2 * count] = len(self._starts)
+        self._table[2 * count + 1 :] = [*self._starts, *self._ends]
+        self._calls = _calls()
+        self._arguments = count, addresses.found_at, self._table.ctypes.data
+
+    def __bool__(self) -> bool:
+        calls = self._calls
+        if calls is None:
+            return not self.touched()
+        return bool(calls.lie_apart(*self._arguments))
+
+    def touched(self) -> list[int]:
+        """Numbers of those that touch what is written, or have no memory."""
+        found, sizes = self._addresses.found, self._sizes
+        last = np.searchsorted(self._starts, found + sizes) - 1
+        touches = (last >= 0) & (np.append(self._ends, 0)[last] > found)
+        return np.flatnonzero((touches | (found == 0)) & (sizes > 0)).tolist()
+
+
+def _spans(tensors: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the memory of tensors begins and ends: sorted, joined where it meets."""
+    starts: list[int] = []
+    ends: list[int] = []
+    for start, end in sorted(map(extent, tensors)):
+        if starts and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        elif start < end:
+            starts.append(start)
+            ends.append(end)
+    return np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
 
 
 def _slowly(tensors: Sequence[torch.Tensor]) -> list[int]:
@@ -170,6 +235,7 @@ class _Calls:
     addresses: Any
     count_writes: Any
     hold: Any
+    lie_apart: Any
     offset: int
     data_ptr: int
     bump: int
@@ -226,6 +292,7 @@ def _declared(library: Library, offset: int, data_ptr: int, bump: int) -> _Calls
         found.thalweg_addresses,
         found.thalweg_count_writes,
         found.thalweg_hold,
+        found.thalweg_lie_apart,
         *(offset, data_ptr, bump, _address(python.PyDict_Next)),
         {
             list: _address(python.PyList_GetItem),
@@ -237,6 +304,7 @@ def _declared(library: Library, offset: int, data_ptr: int, bump: int) -> _Calls
     calls.addresses.argtypes = parts
     calls.count_writes.argtypes = [number, pointer, number, pointer]
     calls.count_writes.restype = None
+    calls.lie_apart.argtypes = [number, pointer, pointer]
     calls.hold.argtypes = [number, pointer, pointer, number, pointer]
     return calls
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from thalweg.compiler import Kernel, KernelKey, compile_rules, interpret
 from thalweg.errors import message
 from thalweg.state import name_of
-from thalweg.step.bulk import Addresses, Places, Writes
+from thalweg.step.bulk import Addresses, Apart, Places, Writes
 from thalweg.step.compose import STEP
 from thalweg.step.device_clock import StepClock
 from thalweg.step.device_fold import DeviceFold
@@ -21,8 +20,9 @@ from thalweg.step.device_group import DeviceGroup, device_groups
 from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.group import Group, Member
 from thalweg.step.norms import HostClip, SquaredNorms
+from thalweg.step.overlaps import extent, overlap
 from thalweg.step.recognition import Recognition
-from thalweg.step.tensors import check_readable, check_writable, is_dense
+from thalweg.step.tensors import check_readable, check_writable
 
 __all__ = ["Plan"]
 
@@ -75,8 +75,11 @@ class Plan:
         self.variables = [m.var for m in members]
         self.clock: StepClock | None = None
         self._own_clock: StepClock | None = None
-        self._places = Places(self.variables)
+        self._where = where
+        written = [tensor for m in members for tensor in m.tensors]
+        self._places = Places(written)
         self._addresses = Addresses(len(self.variables))
+        self._apart = Apart(self._addresses, [g.nbytes for g in gradients], written)
         self._shapes = [v.shape for v in self.variables]
         self._dtypes = [g.dtype for g in gradients]
         self._devices = [v.device for v in self.variables]
@@ -120,7 +123,7 @@ class Plan:
         )
 
     def is_in_place(self) -> bool:
-        """Whether all variables lie where they did."""
+        """Whether all variables and slots lie where they did."""
         return self._places.are_kept()
 
     def fits(
@@ -164,11 +167,18 @@ class Plan:
         Args:
             gradients: One for each variable; they must live until `run` is done.
             values: For each hyperparameter one number per setting.
+
+        Raises:
+            ValueError: If a gradient has elements but no memory; nothing is written.
         """
-        self._loaded = gradients, values
         is_known = gradients is self.recognition.gradients
-        if self._lie_plain if is_known else self._are_plain(gradients):
+        is_plain = self._lie_plain if is_known else self._are_plain(gradients)
+        addresses = self._addresses.read(gradients)
+        if not self._apart:
+            gradients = self._copied_apart(gradients)
             addresses = self._addresses.read(gradients)
+        self._loaded = gradients, values
+        if is_plain:
             for group in self._groups:
                 group.write_gradients(addresses)
         else:
@@ -178,6 +188,15 @@ class Plan:
             group.write_scalars(values)
         if self.clock is not None:
             self._begin(self.clock, values)
+
+    def _copied_apart(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The gradients, with copies of those that lie in what is written."""
+        found = list(gradients)
+        for place in self._apart.touched():
+            name = f"the gradient of variable {place}"
+            check_readable(self._where, name, found[place])
+            found[place] = found[place].detach().clone()
+        return found
 
     def _begin(self, clock: StepClock, values: Mapping[str, np.ndarray]) -> None:
         """Let numbers of the device take the place of the host's."""
@@ -318,21 +337,21 @@ def _check_tensors(
 
 def _check_overlap(where: str, variables: Sequence[torch.Tensor]) -> None:
     """Refuse variables that share memory: the order of updates would matter."""
-    spans = sorted(
-        (v.data_ptr(), v.data_ptr() + v.numel() * v.element_size(), i)
-        for i, v in enumerate(variables)
-        if v.device.type == "cpu" and v.numel() and is_dense(v)
-    )
-    for (_, end, first), (start, _, second) in pairwise(spans):
-        if start < end:
-            raise ValueError(
-                message(
-                    where,
-                    "variables with memory of their own",
-                    f"variables {first} and {second}, which overlap",
-                    "Pass a tied variable once.",
+    here = [i for i, v in enumerate(variables) if v.is_cpu]
+    open_spans: list[tuple[int, int]] = []
+    for (start, end), i in sorted((extent(variables[i]), i) for i in here):
+        open_spans = [(other, j) for other, j in open_spans if other > start]
+        for _, j in open_spans:
+            if overlap(variables[i], variables[j]):
+                raise ValueError(
+                    message(
+                        where,
+                        "variables with memory of their own",
+                        f"variables {min(i, j)} and {max(i, j)}, which overlap",
+                        "Pass a tied variable once.",
+                    )
                 )
-            )
+        open_spans.append((end, i))
 
 
 def _groups(

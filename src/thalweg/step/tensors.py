@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 
 from thalweg.errors import describe, message
+from thalweg.step.overlaps import shares_elements
 
 __all__ = ["check_readable", "check_writable", "is_dense", "same_order"]
+
+_FREED = "without memory"
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
@@ -57,12 +60,9 @@ def check_writable(where: str, name: str, tensor: torch.Tensor) -> None:
     Raises:
         ValueError: If it cannot be read, or has elements that share memory.
     """
-    axes = zip(tensor.stride(), tensor.shape, strict=True)
-    is_repeated = any(stride == 0 and size > 1 for stride, size in axes)
-    shares = is_repeated and tensor.numel() > 0  # NumPy gives empty arrays no strides
-    problem = _unreadable(tensor) or (
-        "expanded: elements share memory" if shares else ""
-    )
+    problem = _unreadable(tensor)
+    if not problem and not tensor.is_contiguous() and shares_elements(tensor):
+        problem = "expanded or the like: elements share memory"
     _refuse(where, name, tensor, problem)
 
 
@@ -72,7 +72,7 @@ def _unreadable(tensor: torch.Tensor) -> str:
     if tensor.is_neg() or tensor.is_conj():
         return "lazily negated or conjugated"
     if tensor.numel() and tensor.device.type == "cpu" and not tensor.data_ptr():
-        return "without memory"
+        return _FREED
     return ""
 
 
@@ -83,6 +83,8 @@ def _refuse(where: str, name: str, tensor: torch.Tensor, problem: str) -> None:
                 f"{where}: {name}",
                 "a strided tensor with its own memory",
                 f"a {describe(tensor)} that is {problem}",
-                "Pass a copy of it (tensor.clone()).",
+                "Its storage was freed; make a new one."
+                if problem == _FREED
+                else "Pass a copy of it (tensor.clone()).",
             )
         )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from thalweg.step import bulk
-from thalweg.step.bulk import Addresses, Holders, Places, Writes
+from thalweg.step.bulk import Addresses, Apart, Holders, Places, Writes
 
 
 @pytest.fixture(params=["fast", "slow"], autouse=True)
@@ -160,3 +160,45 @@ def test_another_number_of_tensors_is_not_read_past_the_end() -> None:
     room = Addresses(3)
     with pytest.raises(ValueError, match="broadcast"):
         room.read([torch.zeros(1), torch.zeros(1)])
+
+
+def _apart(read: list[torch.Tensor], written: list[torch.Tensor]) -> Apart:
+    room = Addresses(len(read))
+    apart = Apart(room, [tensor.nbytes for tensor in read], written)
+    room.read(read)
+    return apart
+
+
+def test_what_touches_a_span_is_found_wherever_it_lies() -> None:
+    memory = torch.zeros(12)
+    own = [memory[2:4], memory[4:6], memory[8:10]]
+    pieces = [(begin, end) for begin in range(12) for end in range(begin, 13)]
+    for begin, end in pieces:
+        touches = any(begin < stop and start < end for start, stop in _STRETCHES)
+        apart = _apart([torch.ones(1), memory[begin:end]], own)
+        is_touched = touches and begin < end
+        assert bool(apart) is not is_touched, (begin, end)
+        assert apart.touched() == [1] * is_touched
+
+
+_STRETCHES = ((2, 6), (8, 10))
+
+
+def test_what_was_found_apart_may_move_into_a_span() -> None:
+    own, room = torch.zeros(4), Addresses(1)
+    apart = Apart(room, [8], [own])
+    for other, expected in [(torch.ones(2), True), (own[1:3], False)] * 2:
+        room.read([other])
+        assert bool(apart) is bool(apart) is expected
+
+
+def test_elements_without_memory_are_found_and_none_need_none() -> None:
+    freed = torch.ones(3)
+    freed.untyped_storage().resize_(0)
+    apart = _apart([torch.zeros(0), freed], [torch.zeros(5)])
+    assert not apart
+    assert apart.touched() == [1]
+    assert _apart([torch.zeros(0)], [torch.zeros(5)])
+    assert _apart([torch.zeros(3)], [torch.zeros(0), torch.zeros(6)[::2]])
+    assert _apart([], [torch.zeros(1)])
+    assert _apart([torch.zeros(2)], [])

@@ -105,3 +105,95 @@ def test_variables_of_as_many_axes_share_a_kernel() -> None:
     plan.run()
     found = [float(member.var.flatten()[0]) for member in members]
     assert found == [-1.0, -1.0, 0.0, -1.0]
+
+
+class WithTwo:
+    """Two variables, an optimizer with slots, and a step behind them."""
+
+    def __init__(self, **options: Any) -> None:
+        self.pair = [tw.Variable([1.0, 2.0]), tw.Variable([10.0, 20.0])]
+        self.optimizer = tw.optimizers.SGD(1.0, momentum=0.5, **options)
+        self.step([torch.ones(2), torch.ones(2)])
+
+    def step(self, gradients: list[Any]) -> list[list[float]]:
+        self.optimizer.apply_gradients(zip(gradients, self.pair, strict=True))
+        return [variable.tolist() for variable in self.pair]
+
+
+@pytest.mark.parametrize("options", [{}, {"global_clipnorm": 1.0}])
+def test_a_gradient_whose_memory_was_freed_is_refused(options: dict[str, Any]) -> None:
+    two = WithTwo(**options)
+    before = [variable.tolist() for variable in two.pair]
+    freed = torch.ones(2)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"gradient of variable 1: .* without memory"):
+        two.step([torch.ones(2), freed])
+    assert [variable.tolist() for variable in two.pair] == before
+    assert int(two.optimizer.iterations) == 1
+
+
+def test_gradients_are_read_before_variables_are_written() -> None:
+    expected, found = WithTwo(), WithTwo()
+    for _ in range(2):
+        copies = [v.detach().clone() for v in reversed(expected.pair)]
+        shared = [v.data for v in reversed(found.pair)]
+        assert found.step(shared) == expected.step(copies)
+    shifted, apart = WithTwo(), WithTwo()
+    for two, is_copied in ((shifted, False), (apart, True)):
+        memory = torch.arange(1.0, 9.0)
+        two.pair[0].data = memory[2:4]
+        part = memory[1:3]
+        two.step([part.clone() if is_copied else part, torch.ones(2)])
+    assert shifted.pair[0].tolist() == apart.pair[0].tolist()
+
+
+def test_a_gradient_that_is_a_slot_or_strided_is_read_first() -> None:
+    expected, found = WithTwo(), WithTwo()
+    slot = found.optimizer.get_slot(found.pair[0], "momentum")
+    copy = expected.optimizer.get_slot(expected.pair[0], "momentum").detach().clone()
+    both = torch.ones(2, 2)
+    assert found.step([slot.data, both[:, 0]]) == expected.step([copy, torch.ones(2)])
+
+
+def test_a_slot_that_moves_is_found() -> None:
+    expected, found = WithTwo(), WithTwo()
+    for two in (expected, found):
+        slot = two.optimizer.get_slot(two.pair[1], "momentum")
+        slot.data.fill_(3.0)
+        if two is found:
+            slot.data = slot.detach().clone()
+    gradients = [torch.ones(2), torch.ones(2)]
+    assert found.step(gradients) == expected.step(gradients)
+    assert found.optimizer.get_slot(found.pair[1], "momentum").tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda m: m[1:5], lambda m: m[::2], lambda m: m[:2], lambda m: m[3::2]],
+)
+def test_variables_that_overlap_are_refused_whatever_their_strides(view: Any) -> None:
+    memory = torch.zeros(6)
+    pair = [memory[:4], view(memory)]
+    pairs = [(torch.ones_like(variable), variable) for variable in pair]
+    with pytest.raises(ValueError, match=r"SGD: .* variables 0 and 1, which overlap"):
+        tw.optimizers.SGD(1.0).apply_gradients(pairs)
+    assert not memory.any()
+
+
+def test_variables_between_each_others_elements_do_not_overlap() -> None:
+    memory = torch.zeros(6)
+    pair = [memory[::2], memory[1::2]]
+    pairs = [
+        (torch.full((3,), number), v)
+        for number, v in zip((1.0, 2.0), pair, strict=True)
+    ]
+    tw.optimizers.SGD(1.0).apply_gradients(pairs)
+    assert memory.tolist() == [-1.0, -2.0] * 3
+
+
+def test_elements_that_share_memory_are_refused() -> None:
+    memory = torch.zeros(5)
+    windows = memory.as_strided((3, 3), (1, 1))
+    with pytest.raises(ValueError, match="elements share memory"):
+        tw.optimizers.SGD(1.0).apply_gradients([(torch.ones(3, 3), windows)])
+    assert not memory.any()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from thalweg.raw_ops.overlaps import are_same_elements, overlap, shares_elements
+from thalweg.step.overlaps import are_same_elements, overlap, shares_elements
 
 ROOM = torch.arange(48.0)
 

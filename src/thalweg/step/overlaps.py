@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["are_same_elements", "overlap", "shares_elements"]
+__all__ = [
+    "are_same_elements",
+    "extent",
+    "first_overlap",
+    "overlap",
+    "shares_elements",
+]
 
 Axes = list[tuple[int, int]]
 """Stride in bytes and size of the axes longer than one, the largest stride first."""
@@ -32,6 +38,14 @@ def shares_elements(tensor: torch.Tensor) -> bool:
     return False
 
 
+def extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where the memory of a strided tensor begins, and where it ends, gaps included."""
+    start = tensor.data_ptr()
+    if not (start and tensor.numel()):
+        return start, start
+    return start, start + _extent(_axes(tensor), tensor.itemsize)
+
+
 def overlap(some: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors have memory in common.
 
@@ -55,6 +69,32 @@ def overlap(some: torch.Tensor, other: torch.Tensor) -> bool:
     if axes != other_axes or some.itemsize != other.itemsize:
         return True
     return _meets(other_start - start, axes, some.itemsize)
+
+
+def first_overlap(tensors: Sequence[torch.Tensor]) -> tuple[int, int] | None:
+    """Two of some tensors that have memory in common.
+
+    Args:
+        tensors: Strided tensors whose elements lie apart; those on devices are left
+            out.
+
+    Returns:
+        Their numbers, the smaller one first; None if there are no such two.
+
+    Example:
+        >>> whole = torch.zeros(4)
+        >>> first_overlap([whole[:2], torch.zeros(2), whole[1:]])
+        (0, 2)
+    """
+    here = [i for i, tensor in enumerate(tensors) if tensor.is_cpu]
+    open_spans: list[tuple[int, int]] = []
+    for (start, end), i in sorted((extent(tensors[i]), i) for i in here):
+        open_spans = [(other, j) for other, j in open_spans if other > start]
+        for _, j in open_spans:
+            if overlap(tensors[i], tensors[j]):
+                return min(i, j), max(i, j)
+        open_spans.append((end, i))
+    return None
 
 
 def are_same_elements(some: torch.Tensor, other: torch.Tensor) -> bool:
