@@ -26,7 +26,7 @@ BATCH_SIZE = 32
 EPOCHS = 4
 ROUNDS = 15
 THREADS = 2
-BOUND_TO_LOOP = 1.3
+BOUND_TO_LOOP = 1.05
 BOUND_TO_KERAS = 2.0
 
 Arrays = tuple[np.ndarray, np.ndarray]
