@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from thalweg.errors import describe, message
-from thalweg.step.overlaps import are_same_elements, overlap, shares_elements
 from thalweg.state import IndexedSlices, handle_of
 from thalweg.step.batch import flush
+from thalweg.step.overlaps import are_same_elements, overlap
 from thalweg.step.tensors import check_readable, check_writable
 
 __all__ = [
@@ -59,16 +60,8 @@ def written_of(op: str, name: str, value: Any) -> torch.Tensor:
             that share memory.
     """
     tensor = resource_of(op, name, value)
-    check_writable(op, name, tensor)
-    if shares_elements(tensor):
-        raise ValueError(
-            message(
-                f"{op}: {name}",
-                "a tensor whose elements lie apart",
-                f"a {describe(tensor)} with strides {tensor.stride()}",
-                "Pass a copy of it (tensor.clone()). Nothing was written.",
-            )
-        )
+    if not is_dynamo_compiling():  # which has no addresses
+        check_writable(op, name, tensor)
     return tensor
 
 
@@ -206,7 +199,7 @@ def as_operand(
         ValueError: If it is a tensor of another layout, or without memory.
     """
     if isinstance(value, torch.Tensor):
-        if not (value.is_neg() or value.is_conj()):
+        if not (is_dynamo_compiling() or value.is_neg() or value.is_conj()):
             check_readable(op, name, value)
         return value
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from thalweg.errors import describe, message
 from thalweg.step.batch import is_inside_step
@@ -91,9 +92,14 @@ def refuse_outside(op: str, indices: torch.Tensor, num_rows: int) -> None:
     """Refuse indices out of range; the host waits for them.
 
     Raises:
-        ValueError: If one is negative or not below the number of rows.
+        ValueError: If one is negative or not below the number of rows; compiled by
+            torch.compile, a RuntimeError.
     """
     if indices.numel() == 0:
+        return
+    if is_dynamo_compiling():
+        is_right = ((indices >= 0) & (indices < num_rows)).all()
+        torch.ops.aten._assert_async.msg(is_right, f"{op}: an index is not in [0, {num_rows})")
         return
     least, greatest = torch.aminmax(indices)
     if least.item() >= 0 and greatest.item() < num_rows:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from thalweg.compiler import KernelKey, Rule, compile_rules, reads_shape
 from thalweg.state.variable import VariableView
@@ -157,6 +158,8 @@ def is_inside_step() -> bool:
 
 def flush() -> None:
     """Launch what waits, before something else reads or writes variables."""
+    if is_dynamo_compiling():  # nothing waits while Python is traced
+        return
     batch = _batch.get()
     if batch is None or not batch.num_waiting:
         return

@@ -115,9 +115,9 @@ def test_torch_finds_no_fault_with_traced_operators() -> None:
         assert set(torch.library.opcheck(operator, (), given).values()) == {"SUCCESS"}
 
 
-def test_several_ops_in_one_function_are_compiled_once() -> None:
-    ops = [op for op in OPS if op.endswith(("ApplyAdagrad", "Ftrl", "Add", "Max"))]
-    assert len(ops) == 7
+def test_all_ops_in_one_function_are_compiled_once() -> None:
+    ops = list(OPS)
+    assert len(ops) == 37
 
     def step(resources: Any, given: Any, lr: Any) -> None:
         for op, own in resources.items():
@@ -137,6 +137,30 @@ def test_several_ops_in_one_function_are_compiled_once() -> None:
     for op in ops:
         for name, tensor in ours[op].items():
             assert torch.equal(tensor, theirs[op][name]), (op, name)
+
+
+def turn(own: Any, other: Any, table: Any, rows: Any) -> tuple[Any, Any]:
+    ops = tw.raw_ops
+    ops.AssignAddVariableOp(resource=own, value=other)
+    before = ops.ReadVariableOp(resource=own, dtype=torch.float32)
+    ops.AssignSubVariableOp(resource=own, value=other * 3)
+    ops.AssignVariableOp(resource=other, value=own + 1)
+    return before, ops.ResourceGather(resource=table, indices=rows)
+
+
+def test_ops_that_read_and_assign_are_compiled_without_a_break() -> None:
+    function, counter = compiled(turn)
+    ours, theirs = ([torch.zeros(2), torch.ones(2)] for _ in range(2))
+    table, rows = torch.arange(6.0).reshape(3, 2), torch.tensor([2, 0, 2])
+    for _ in range(2):
+        found, expected = function(*ours, table, rows), turn(*theirs, table, rows)
+        for a, b in zip((*ours, *found), (*theirs, *expected), strict=True):
+            assert torch.equal(a, b)
+    assert counter.frame_count == 1
+    with pytest.raises(
+        RuntimeError, match=r"ResourceGather: an index is not in \[0, 3"
+    ):
+        function(*ours, table, torch.tensor([2, -1, 2]))
 
 
 def test_a_rate_that_is_a_number_is_compiled_twice_at_most() -> None:
