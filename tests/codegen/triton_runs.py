@@ -32,6 +32,7 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "cos": np.cos,
     "pow": np.power,
     "atan2": np.arctan2,
+    "hypot": np.hypot,
     "erf": np.vectorize(math.erf, otypes=[np.float64]),
 }
 

@@ -7,7 +7,8 @@ import inspect
 import pytest
 
 import thalweg as tw
-from thalweg.testing import check
+from thalweg.compiler.build import can_compile
+from thalweg.testing import Line, Report, check
 
 OPTIMIZERS = {
     name: cls
@@ -20,11 +21,17 @@ SETTINGS = {"*bias": {"weight_decay": 0.0}, "scale": {"learning_rate": 0.1}}
 every_optimizer = pytest.mark.parametrize("cls", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
+def skipped(report: Report) -> list[Line]:
+    """The lines that a compiler would not have helped."""
+    missing = "" if can_compile() else "there is no C compiler"
+    return [x for x in report.skipped if not (missing and missing in x.detail)]
+
+
 @every_optimizer
 def test_with_its_defaults(cls: type[tw.Optimizer]) -> None:
     report = check(cls)
     report.raise_if_failed()
-    assert report.skipped == []
+    assert skipped(report) == []
 
 
 @every_optimizer
@@ -49,7 +56,7 @@ def test_with_clips_and_settings(cls: type[tw.Optimizer]) -> None:
 def test_with_decay_and_settings(cls: type[tw.Optimizer]) -> None:
     report = check(cls, learning_rate=0.05, weight_decay=0.01, per_variable=SETTINGS)
     report.raise_if_failed()
-    assert report.skipped == []
+    assert skipped(report) == []
 
 
 @every_optimizer
@@ -64,5 +71,5 @@ def test_with_averages_copies_and_a_check_of_gradients(cls: type[tw.Optimizer]) 
         low_precision_copy="bfloat16",
     )
     report.raise_if_failed()
-    (line,) = report.skipped
+    (line,) = skipped(report)
     assert line.name == "NaN and inf stay local"

@@ -1,9 +1,9 @@
 """Compiled kernels on disk.
 
 A loaded kernel is code, so its folder must belong to the user and be closed to
-others, and each file ends with a digest of itself: a truncated or foreign file is
-never loaded. Files are written beside their place and renamed into it, so that two
-processes may compile the same kernel at once.
+others, and each file ends with a digest of itself and its name: a truncated or foreign
+file is never loaded, nor one of another kernel. Files are written beside their place
+and renamed into it, so that two processes may compile the same kernel at once.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class DiskCache:
                 content = file.read()
         except OSError:
             return None
-        if owner == os.geteuid() and _is_whole(content):
+        if owner == os.geteuid() and _is_whole(key, content):
             return path
         with contextlib.suppress(OSError):
             path.unlink()
@@ -86,7 +86,7 @@ class DiskCache:
         handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(library + hashlib.sha256(library).digest())
+                file.write(library + _digest(key, library))
             Path(temporary).chmod(0o700)
             Path(temporary).replace(path)
         except OSError:
@@ -96,6 +96,10 @@ class DiskCache:
         return path
 
 
-def _is_whole(content: bytes) -> bool:
+def _is_whole(key: str, content: bytes) -> bool:
     library, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    return hashlib.sha256(library).digest() == digest
+    return _digest(key, library) == digest
+
+
+def _digest(key: str, library: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + library).digest()

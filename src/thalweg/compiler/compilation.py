@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib import resources
 
-from thalweg.compiler.build import build
+from thalweg.compiler.build import build, can_compile
 from thalweg.compiler.emit_c import Statements, identifier
 from thalweg.compiler.emit_triton import emit_triton
 from thalweg.compiler.interpret import program_for, program_of
@@ -172,7 +172,7 @@ def clear() -> None:
 
 def _name(rule: Rule) -> str:
     # A rule may be called like a function of the C library.
-    return f"rule_{identifier(rule.name)}"
+    return f"rule_{identifier(rule.name.replace('.', '_'))}"
 
 
 def _emit(key: KernelKey, program: Program, name: str) -> str:
@@ -180,12 +180,17 @@ def _emit(key: KernelKey, program: Program, name: str) -> str:
 
 
 def _build(keys: Sequence[KernelKey]) -> None:
+    """Make kernels in one unit; each by itself if that one cannot be compiled."""
     programs = [program_for(key) for key in keys]
     names = _unique([_name(key.rule) for key in keys])
     texts = [_emit(k, p, n) for k, p, n in zip(keys, programs, names, strict=True)]
     files = ["runtime.c"] + ["rounding.c"] * any(key.rounding for key in keys)
     shared = [_resource(file) for file in files]
     library = build("\n".join([*shared, *texts]))
+    if library is None and len(keys) > 1 and can_compile():
+        for key in keys:
+            _build([key])
+        return
     for key, program, name, text in zip(keys, programs, names, texts, strict=True):
         _KERNELS[key] = Kernel(key, program, name, text, library)
 

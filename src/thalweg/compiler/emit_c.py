@@ -47,7 +47,7 @@ _TAKEN = frozenset(
     i row base lane lanes length origin turn chunk count done start stop used width
     exp expm1 exp2 log log1p log2 pow sqrt fabs floor ceil tanh sin cos erf atan2 expf
     expm1f exp2f logf log1pf log2f powf sqrtf fabsf floorf ceilf tanhf sinf cosf erff
-    atan2f gamma j0 j1 jn y0 y1 yn
+    atan2f hypot hypotf gamma j0 j1 jn y0 y1 yn
     """.split()  # noqa: SIM905 - a list of a hundred strings would be unreadable
 )
 

@@ -53,7 +53,7 @@ _HEADS = {
 
 def kernel_name(program: Program) -> str:
     """The name of a program's kernel."""
-    return f"rule_{python_name(program.trace.rule.name)}"
+    return f"rule_{python_name(program.trace.rule.name.replace('.', '_'))}"
 
 
 def scalar_slots(program: Program) -> set[str]:

@@ -19,6 +19,7 @@ __all__ = [
     "exp2",
     "expm1",
     "floor",
+    "hypot",
     "log",
     "log1p",
     "log2",
@@ -158,6 +159,22 @@ def power(x: float, y: float) -> float:
         if x != 0:
             return math.nan
         return math.copysign(math.inf, x) if _is_odd(y) else math.inf
+
+
+def hypot(x: float, y: float) -> float:
+    """C's hypot: the root of x² + y² without overflow in between.
+
+    `math.hypot` has a formula of its own; the absolute value of a complex number is
+    the C library's.
+
+    Example:
+        >>> hypot(3.0, 4.0), hypot(1.7e308, 1.7e308), hypot(math.inf, math.nan)
+        (5.0, inf, inf)
+    """
+    try:
+        return abs(complex(x, y))
+    except OverflowError:
+        return math.inf
 
 
 def _is_odd(y: float) -> bool:

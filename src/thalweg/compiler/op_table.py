@@ -265,6 +265,7 @@ def _transcendental() -> list[Op]:
         row("erf", torch.erf, math.erf),
         row("pow", torch.pow, ieee.power, "{0}, {1}"),
         row("atan2", torch.atan2, math.atan2, "{0}, {1}"),
+        row("hypot", torch.hypot, ieee.hypot, "{0}, {1}"),
         Op(
             "sigmoid",
             _wide(_sigmoid),

@@ -12,11 +12,12 @@ import torch
 from torch import fx
 
 from thalweg.compiler.graph import Space, space_of
-from thalweg.compiler.spelling import MATH_FUNCTIONS, SPELLINGS
+from thalweg.compiler.spelling import MATH_FUNCTIONS, MATH_SPELLINGS, SPELLINGS
 
 __all__ = ["RuleProxy", "replaced_math"]
 
 _LOCK = threading.Lock()
+_OWN_ATTRIBUTES = ("node", "tracer")
 
 
 class RuleProxy(fx.Proxy):
@@ -60,8 +61,15 @@ class RuleProxy(fx.Proxy):
 
     def __len__(self) -> int:
         raise self.tracer.refusal(
-            "elementwise formulas", "a sequence made of a value", "Use .shape."
+            "elementwise formulas",
+            "a sequence made of a value",
+            "Use the value itself, or its .shape.",
         )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _OWN_ATTRIBUTES:
+            return super().__setattr__(name, value)
+        raise self.tracer.in_place_refusal(f"an assignment to .{name}")
 
     def __setitem__(self, index: object, value: object) -> None:
         raise self.tracer.in_place_refusal("an assignment to an element")
@@ -134,6 +142,6 @@ def _on_scalars(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             raise proxies[0].tracer.refusal(
                 "a scalar", f"a tensor for math.{name}", f"Write torch.{name}."
             )
-        return SPELLINGS[name](*operands)
+        return proxies[0].tracer.spelled(name, MATH_SPELLINGS[name], operands, {})
 
     return call

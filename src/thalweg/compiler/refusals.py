@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import os
 import re
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
+from thalweg.compiler.graph import Operand, label_of, operands_of
+from thalweg.compiler.spelling import MATH_FUNCTIONS
 from thalweg.errors import TraceError, message
 
 __all__ = [
@@ -21,7 +25,10 @@ __all__ = [
     "place_of_error",
     "place_of_function",
     "refusal",
+    "text_of",
+    "unknown_math_call",
     "value_refusal",
+    "what_was_raised",
 ]
 
 Place = tuple[str, int]
@@ -29,12 +36,15 @@ Place = tuple[str, int]
 
 _OWN = Path(__file__).parent
 _NO_USERS = (
-    *(str(Path(str(library.__file__)).parent) for library in (torch, np)),
-    str(_OWN),
-    str(_OWN.with_name("step")),
+    # With an end, as other packages may have names that begin like these.
+    *(f"{Path(str(library.__file__)).parent}{os.sep}" for library in (torch, np)),
+    f"{_OWN}{os.sep}",
+    f"{_OWN.with_name('step')}{os.sep}",
     "<frozen",
 )
 _NUMPY_CALL = re.compile(r"\b(?:np|numpy)\.[\w.]+(?=\()")
+_MATH_CALL = re.compile(r"\bmath\.(\w+)\(")
+_SYMBOLS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 
 
 def refusal(
@@ -64,6 +74,38 @@ def value_refusal(
         got = f"{got} (in {found[0]})"
         action = "Use torch: NumPy's functions know no traced values."
     return refusal(name, place, expected, got, action)
+
+
+def what_was_raised(error: Exception) -> tuple[str, str]:
+    """An exception in the words of whom it meets, and what to do about it."""
+    text = (
+        str(error).partition(", but expected one of")[0].replace("RuleProxy", "value")
+    )
+    action = "The rule itself raised it."
+    if "must be Tensor, not" in text:
+        action = "Torch wants a tensor there: write torch.clamp, or torch.full_like."
+    elif isinstance(error, (TypeError, ValueError)):
+        action = "Use torch functions as torch takes them, math functions, operators."
+    return f"{type(error).__name__}: {text}", action
+
+
+def unknown_math_call(place: Place | None) -> str | None:
+    """The function of math in a line that takes no values of a rule, if any."""
+    names = _MATH_CALL.findall(linecache.getline(*place)) if place else []
+    return next((name for name in names if name not in MATH_FUNCTIONS), None)
+
+
+def text_of(value: Operand) -> str:
+    """A traced value as a user would write it, as far as that is short."""
+    if not isinstance(value, fx.Node):
+        return f"{value:g}"
+    if value.op == "placeholder":
+        return label_of(value)
+    name = str(value.target)
+    if name not in _SYMBOLS:
+        return f"{name}(…)"
+    one, other = map(text_of, operands_of(value))
+    return f"{one} {_SYMBOLS[name]} {other}"
 
 
 def _is_users(file: str) -> bool:

@@ -56,6 +56,13 @@ def _as_list(rule: Rule, returned: Any, old: Mapping[str, Any]) -> list[Any]:
             "None",
             "Add a return.",
         )
+    if isinstance(returned, Mapping):
+        raise results_refusal(
+            rule,
+            f"{len(rule.outputs)} results ({', '.join(rule.outputs)})",
+            "a dictionary",
+            "Return the new variable first, then the slots or a dictionary of them.",
+        )
     if not isinstance(returned, (tuple, list)):
         return [returned]
     values = list(cast("Iterable[Any]", returned))

@@ -33,7 +33,7 @@ class Rule:
 
     Attributes:
         function: The update function itself.
-        name: Name that kernels and messages use.
+        name: Name that kernels and messages use, with that of its class.
         var: Name of the variable argument, the first one.
         slots: Names of the slot arguments, between variable and gradient.
         gradient: Name of the gradient argument, the last positional one.
@@ -86,7 +86,8 @@ class Rule:
 
 @cache
 def _rule_of(function: RuleFunction, flags: frozenset[str]) -> Rule:
-    name = getattr(function, "__name__", type(function).__name__)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    name = name.rpartition("<locals>.")[2]
     parameters = list(inspect.signature(function).parameters.values())
     positional = [p.name for p in parameters if p.kind in _POSITIONAL]
     keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -12,17 +12,21 @@ from typing import Any
 
 from torch import fx
 
+from thalweg.compiler.arguments import NoMeaningError
 from thalweg.compiler.op_table import OPS
 
-__all__ = ["ADVICE", "MATH_FUNCTIONS", "METHODS", "OPERATIONS", "SPELLINGS", "emit"]
+__all__ = ["MATH_FUNCTIONS", "MATH_SPELLINGS", "METHODS", "SPELLINGS", "emit"]
 
 Value = Any  # a traced value or a number
 
 
 def emit(name: str, *operands: Value) -> Value:
-    """Add one operation of the table to the graph the operands belong to."""
-    tracer: Any = next(o.tracer for o in operands if isinstance(o, fx.Proxy))
-    return tracer.emit(OPS[name], operands)
+    """Add one operation of the table to the graph the operands belong to.
+
+    What is computed of numbers alone is a number.
+    """
+    tracers: list[Any] = [o.tracer for o in operands if isinstance(o, fx.Proxy)]
+    return tracers[0].emit(OPS[name], operands) if tracers else OPS[name](*operands)
 
 
 def _add(x: Value, other: Value, *, alpha: Value = 1) -> Value:
@@ -46,9 +50,17 @@ def _div(x: Value, other: Value, *, rounding_mode: str | None = None) -> Value:
     quotient = emit("div", x, other)
     if rounding_mode is None:
         return quotient
-    if rounding_mode == "floor":
-        return emit("floor", quotient)
-    raise TypeError(f"rounding_mode={rounding_mode!r} is not known")
+    if rounding_mode == "trunc":
+        return _trunc(quotient)
+    raise NoMeaningError(
+        "rounding_mode=None or 'trunc'",
+        f"rounding_mode={rounding_mode!r}",
+        "Write torch.floor(a / b), which may be one more just below a whole number.",
+    )
+
+
+def _trunc(x: Value) -> Value:
+    return emit("where", emit("lt", x, 0.0), emit("ceil", x), emit("floor", x))
 
 
 def _pow(x: Value, exponent: Value) -> Value:
@@ -107,8 +119,8 @@ def _where(condition: Value, x: Value, other: Value) -> Value:
     return emit("where", condition, x, other)
 
 
-def _where_method(self: Value, condition: Value, other: Value) -> Value:
-    return emit("where", condition, self, other)
+def _where_method(x: Value, condition: Value, other: Value) -> Value:
+    return emit("where", condition, x, other)
 
 
 def _masked_fill(x: Value, mask: Value, value: Value) -> Value:
@@ -119,8 +131,22 @@ def _relu(x: Value) -> Value:
     return emit("maximum", x, 0.0)
 
 
-def _hypot(x: Value, other: Value) -> Value:
-    return emit("sqrt", emit("square", x) + emit("square", other))
+def _leaky_relu(x: Value, negative_slope: Value = 0.01) -> Value:
+    return emit("where", emit("gt", x, 0.0), x, x * negative_slope)
+
+
+def _softplus(x: Value, beta: Value = 1.0, threshold: Value = 20.0) -> Value:
+    scaled = _scaled(x, beta)
+    smooth = emit("log1p", emit("exp", scaled)) / beta
+    return emit("where", emit("gt", scaled, threshold), x, smooth)
+
+
+def _silu(x: Value) -> Value:
+    return x / (1.0 + emit("exp", -x))
+
+
+def _hardtanh(x: Value, min_val: Value = -1.0, max_val: Value = 1.0) -> Value:
+    return _clamp(x, min_val, max_val)
 
 
 def _same(x: Value, **_: Value) -> Value:
@@ -149,6 +175,10 @@ def _reduction(name: str) -> Callable[..., Value]:
 _sum, _amax = _reduction("sum"), _reduction("amax")
 
 
+def _amin(x: Value, dim: Value = None, keepdim: bool = False) -> Value:
+    return -_amax(-x, dim, keepdim)
+
+
 def _vector_norm(
     x: Value,
     ord: Value = 2,  # noqa: A002 - torch's keyword
@@ -161,19 +191,36 @@ def _vector_norm(
         return _amax(emit("abs", x), dim, keepdim)
     if ord == 1:
         return _sum(emit("abs", x), dim, keepdim)
-    raise TypeError(f"ord={ord!r} is not known; the orders are 1, 2 and inf")
+    action = "Write another one as torch.sum(torch.abs(x) ** p) ** (1 / p)."
+    raise NoMeaningError("a norm of order 1, 2 or inf", f"order {ord!r}", action)
 
 
 def _norm(x: Value, p: Value = 2, dim: Value = None, keepdim: bool = False) -> Value:
-    return _vector_norm(x, 2 if p == "fro" else p, dim, keepdim)
+    return _vector_norm(x, 2 if p in (None, "fro") else p, dim, keepdim)
 
 
-def _max(x: Value, other: Value = None) -> Value:
-    return _amax(x) if other is None else emit("maximum", x, other)
+def _linalg_norm(x: Value, ord: Value = None) -> Value:  # noqa: A002 - torch's keyword
+    if ord is None:
+        return _vector_norm(x)
+    action = "Write torch.linalg.vector_norm; with an order this is one of matrices."
+    raise NoMeaningError("linalg.norm without an order", f"order {ord!r}", action)
 
 
-def _min(x: Value, other: Value) -> Value:
-    return emit("minimum", x, other)
+def _extreme(name: str, over_all: Callable[[Value], Value]) -> Callable[..., Value]:
+    def spelled(
+        x: Value, other: Value = None, keepdim: Value = None, *, dim: Value = None
+    ) -> Value:
+        if isinstance(other, int) or (dim, keepdim) != (None, None):
+            action = f"Write torch.a{name}(x, dim, keepdim=True)."
+            raise NoMeaningError(f"two values, or one, for {name!r}", "an axis", action)
+        return over_all(x) if other is None else emit(f"{name}imum", x, other)
+
+    return spelled
+
+
+def _logarithm(x: Value, base: Value = None) -> Value:
+    natural = emit("log", x)
+    return natural if base is None else natural / emit("log", base)
 
 
 def _row_of_table(name: str) -> Callable[..., Value]:
@@ -235,7 +282,12 @@ SPELLINGS: dict[str, Callable[..., Value]] = {
     "where": _where,
     "masked_fill": _masked_fill,
     "relu": _relu,
-    "hypot": _hypot,
+    "leaky_relu": _leaky_relu,
+    "softplus": _softplus,
+    "silu": _silu,
+    "hardtanh": _hardtanh,
+    "trunc": _trunc,
+    "fix": _trunc,
     "pos": _same,
     "positive": _same,
     "clone": _same,
@@ -247,57 +299,23 @@ SPELLINGS: dict[str, Callable[..., Value]] = {
     "sum": _sum,
     "mean": _reduction("mean"),
     "amax": _amax,
+    "amin": _amin,
     "linalg_vector_norm": _vector_norm,
+    "linalg_norm": _linalg_norm,
     "norm": _norm,
-    "max": _max,
-    "min": _min,
+    "max": _extreme("max", _amax),
+    "min": _extreme("min", _amin),
 }
 """Name of a torch, math or operator function or of a method -> its meaning."""
 
 METHODS: dict[str, Callable[..., Value]] = {**SPELLINGS, "where": _where_method}
 """The same for methods, one of which orders its operands in another way."""
 
-OPERATIONS = (
-    "Write it with arithmetic, comparisons, torch.where, maximum, minimum, abs, sign, "
-    "sqrt, exp, log and the like."
-)
-"""What to write where no name is near."""
-
-_MATRIX_ADVICE = (
-    "A rule is elementwise: multiply matrices before it, in a gradient transformer, or "
-    "in a class that overrides `_resource_apply_dense`."
-)
-_SHAPE_ADVICE = "A rule is elementwise; it sees its tensors in their own shape."
-
-ADVICE: dict[str, str] = {
-    "floordiv": "Write torch.floor(a / b).",
-    "floor_divide": "Write torch.floor(a / b).",
-    "mod": "Write a - b * torch.floor(a / b).",
-    "remainder": "Write a - b * torch.floor(a / b).",
-    "getitem": "A rule is elementwise; it cannot index its tensors.",
-    "matmul": _MATRIX_ADVICE,
-    "mm": _MATRIX_ADVICE,
-    "bmm": _MATRIX_ADVICE,
-    "einsum": _MATRIX_ADVICE,
-    "view": _SHAPE_ADVICE,
-    "reshape": _SHAPE_ADVICE,
-    "transpose": _SHAPE_ADVICE,
-    "t": _SHAPE_ADVICE,
-    "round": "Write torch.floor(x + 0.5).",
-    "to": "The kernel converts when it loads and stores; drop the conversion.",
-    "float": "The kernel converts when it loads and stores; drop the conversion.",
-    "double": "The kernel converts when it loads and stores; drop the conversion.",
-    "half": "The kernel converts when it loads and stores; drop the conversion.",
-    "bfloat16": "The kernel converts when it loads and stores; drop the conversion.",
-    "item": "A number cannot leave the kernel; keep computing with the value.",
-    "rand_like": "A rule is a pure function; make the random number a scalar.",
-    "randn_like": "A rule is a pure function; make the random number a scalar.",
-    "log10": "Write torch.log(x) * (1 / math.log(10)).",
-}
-"""What to write instead, where the closest name would mislead."""
-
 MATH_FUNCTIONS: tuple[str, ...] = (
     "atan2", "ceil", "cos", "erf", "exp", "exp2", "expm1", "fabs", "floor", "hypot",
     "isfinite", "isinf", "isnan", "log", "log1p", "log2", "pow", "sin", "sqrt", "tanh",
 )  # fmt: skip
 """Functions of `math` that a rule may call on its scalars."""
+
+MATH_SPELLINGS: dict[str, Callable[..., Value]] = {**SPELLINGS, "log": _logarithm}
+"""The same for these, one of which takes more operands."""

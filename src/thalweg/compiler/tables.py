@@ -81,6 +81,8 @@ class TableInterpreter:
         """
         items, pointers, scalars = tables
         self._load_cells(items, pointers, scalars)
+        if self._program.uses_rows and not rows:
+            items = self._with_elements(items, scalars)
         for number in range(self._program.num_passes - 1):
             self._reduce(number, items, pointers, scalars)
             if between is not None:
@@ -88,7 +90,7 @@ class TableInterpreter:
         if rows:
             self._write_rows(tables, rows)
         elif not self._is_alike:
-            self._write_items(tables)
+            self._write_items(items, pointers, scalars)
         else:
             self._blocks.run(items, pointers, scalars)
 
@@ -96,9 +98,13 @@ class TableInterpreter:
     def _blocks(self) -> BlockProgram:
         return BlockProgram(self._program, self._interpreter.dtypes)
 
-    def _write_items(self, tables: Sequence[Array]) -> None:
+    def _with_elements(self, items: Array, scalars: Array) -> Array:
+        """The items whose rows have elements: rows of none cannot be counted."""
+        column = self._program.columns.index[ROW_LENGTH]
+        return items[scalars[items[:, _ROW], column] > 0]
+
+    def _write_items(self, items: Array, pointers: Array, scalars: Array) -> None:
         """The writing pass item by item: rules that know rows or cells."""
-        items, pointers, scalars = tables
         for row in np.unique(items[:, _ROW]).tolist():
             numbers = self._numbers(scalars[row])
             if numbers[APPLY] == 0.0:

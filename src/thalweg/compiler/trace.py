@@ -7,15 +7,17 @@ line. What depends on scalars only is float64; what meets a tensor has its shape
 
 from __future__ import annotations
 
-import difflib
 import linecache
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import fx
 
+from thalweg.compiler.advice import advice_for
+from thalweg.compiler.arguments import NoMeaningError, call
 from thalweg.compiler.free_numbers import free_numbers
 from thalweg.compiler.graph import (
     Operand,
@@ -30,16 +32,20 @@ from thalweg.compiler.graph import (
 )
 from thalweg.compiler.op_table import OPS, REDUCTIONS, Op
 from thalweg.compiler.proxies import RuleProxy, replaced_math
+from thalweg.compiler.purity import first_difference, is_users
 from thalweg.compiler.refusals import (
     Place,
     current_place,
     place_of_error,
     refusal,
+    text_of,
+    unknown_math_call,
     value_refusal,
+    what_was_raised,
 )
 from thalweg.compiler.results import results_in_order, results_refusal
 from thalweg.compiler.rule import Rule
-from thalweg.compiler.spelling import ADVICE, METHODS, OPERATIONS, SPELLINGS
+from thalweg.compiler.spelling import METHODS, SPELLINGS
 from thalweg.errors import TraceError, describe, message
 
 __all__ = ["ShapeNeededError", "trace"]
@@ -74,8 +80,9 @@ def trace(
     Raises:
         TraceError: If the rule does what cannot be compiled: an unknown operation, an
             in-place one, a branch on a value, a number from outside its arguments,
-            outputs that do not fit its arguments. The message names the rule, the
-            line, the operation and what to write instead.
+            another formula at a second call, outputs that do not fit its arguments.
+            The message names the rule, the line, the operation and what to write
+            instead.
         ShapeNeededError: If the rule reads what `shape` does not tell.
 
     Example:
@@ -93,7 +100,20 @@ def trace(
             "Make it a Hyper or a scalar argument.",
         )
     slots = tuple(layouts) or ("like",) * len(rule.slots)
-    return _RuleTracer(rule, shape).run(flags, ("like", *slots, "like"))
+    made = _RuleTracer(rule, shape).run(flags, ("like", *slots, "like"))
+    if is_users(made.graph):
+        again = _RuleTracer(rule, shape).run(flags, made.layouts)
+        changed = first_difference(made.graph, again.graph)
+        if changed is not None:
+            raise refusal(
+                rule.name,
+                changed.meta.get("place"),
+                "the same formula at every call",
+                "another one at a second call",
+                "A kernel is made of one call: make what varies, such as a time, a "
+                "random number or a count, a scalar argument.",
+            )
+    return made
 
 
 class _RuleTracer(fx.Tracer):
@@ -145,8 +165,7 @@ class _RuleTracer(fx.Tracer):
                 self.rule.name,
                 place_of_error(error),
                 "a pure function of torch operations",
-                f"{type(error).__name__}: {error}",
-                "Use only torch functions, math functions and operators.",
+                *what_was_raised(error),
             ) from error
 
     def _outputs(self, returned: Any, spaces: list[Space]) -> list[Operand]:
@@ -182,14 +201,20 @@ class _RuleTracer(fx.Tracer):
             raise self.in_place_refusal(f"{name}()")
         if meaning is None:
             raise self._unknown(name)
+        return self.spelled(name, meaning, args, kwargs)
+
+    def spelled(
+        self,
+        name: str,
+        meaning: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """What a spelling makes of the arguments of a call."""
         try:
-            return meaning(*args, **kwargs)
-        except TraceError:
-            raise
-        except TypeError as error:
-            raise self._value_refusal(
-                f"arguments that {name!r} takes here", str(error), "Spell it out."
-            ) from error
+            return call(name, meaning, args, kwargs)
+        except NoMeaningError as error:
+            raise self._value_refusal(*error.parts) from None
 
     def emit(self, op: Op, operands: tuple[Any, ...]) -> RuleProxy:
         """Add one row of the op table."""
@@ -210,7 +235,11 @@ class _RuleTracer(fx.Tracer):
         """Add a reduction: over the whole variable, or over trailing axes."""
         node = self._number(self._operand(x))
         if space_of(node) != Space.TENSOR:
-            raise self.refusal("a tensor", f"a reduced value for {name!r}", "Use it.")
+            raise self.refusal(
+                f"a tensor for {name!r}",
+                "a scalar or what a reduction gave",
+                "Reduce a tensor, once: all of it, or its rows with dim=-1.",
+            )
         space = Space.SCALAR
         if dim is not None:
             space = Space.ROW
@@ -220,7 +249,9 @@ class _RuleTracer(fx.Tracer):
     def _note_row(self, axes: int, keepdim: bool) -> None:
         if not keepdim:
             raise self.refusal(
-                "keepdim=True", "keepdim=False", "A row keeps the number of axes."
+                "keepdim=True with dim",
+                "keepdim=False",
+                "Pass it: what is known of rows keeps the number of axes.",
             )
         if self.row_axes not in (0, axes):
             raise self.refusal(
@@ -253,20 +284,26 @@ class _RuleTracer(fx.Tracer):
         line = linecache.getline(*place).strip() if place else ""
         if place:
             self._last_of_line[place] = node
+            node.meta["place"] = place
         set_meta(node, space, is_mask=mask, line=line)
         return node
 
     def _operand(self, value: Any) -> Operand:
         if isinstance(value, fx.Proxy):
             return value.node
+        if isinstance(value, np.generic):
+            value = cast("object", value.item())
         if isinstance(value, bool):
             return value
         if isinstance(value, (int, float)):
             return float(value)
+        is_array = isinstance(value, (torch.Tensor, np.ndarray))
         raise self._value_refusal(
-            "traced values and Python numbers",
+            "values of the rule and real numbers",
             describe(value),
-            "Pass it as a slot or as a scalar.",
+            "Pass it as a slot or as a scalar."
+            if is_array
+            else "Compute with the rule's arguments.",
         )
 
     def _number(self, operand: Operand) -> Operand:
@@ -283,7 +320,8 @@ class _RuleTracer(fx.Tracer):
 
     def attribute(self, proxy: RuleProxy, name: str) -> Any:
         """A method, or a refusal that names the attribute."""
-        if name not in METHODS and name not in ADVICE and not name.endswith("_"):
+        is_method = callable(getattr(torch.Tensor, name, None))
+        if name not in METHODS and not is_method and not name.endswith("_"):
             raise self._unknown(name)
 
         def method(*args: Any, **kwargs: Any) -> Any:
@@ -323,7 +361,7 @@ class _RuleTracer(fx.Tracer):
         """Refuse a branch on a value (torch.fx calls this)."""
         raise self._value_refusal(
             "no branch on a value",
-            f"a branch on {obj.node.name!r}",
+            f"a branch on {text_of(obj.node)}",
             "Write torch.where(condition, a, b), torch.maximum or torch.minimum, or "
             "make it a flag.",
         )
@@ -343,14 +381,16 @@ class _RuleTracer(fx.Tracer):
 
     def conversion_refusal(self, what: str) -> TraceError:
         """For an attempt to make a Python number of a traced value."""
+        unknown = unknown_math_call(current_place())
+        action = (
+            "Use operators, torch.* or math.* (on scalars, written as `math.sqrt`)."
+        )
+        if unknown:
+            what, action = f"math.{unknown}", advice_for(unknown, SPELLINGS)
         return self._value_refusal(
-            "values that stay traced",
-            f"{what} of one",
-            "Use operators, torch.* or math.* (on scalars, written as `math.sqrt`).",
+            "values that stay in the kernel", f"{what} of one", action
         )
 
     def _unknown(self, name: str) -> TraceError:
-        close = difflib.get_close_matches(name, SPELLINGS, n=1, cutoff=0.6)
-        known = f"Did you mean {close[0]!r}?" if close else OPERATIONS
-        action = ADVICE.get(name, known)
-        return self.refusal("an operation of the op table", repr(name), action)
+        expected = "an operation that a rule may use"
+        return self.refusal(expected, repr(name), advice_for(name, SPELLINGS))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from thalweg.errors import describe, message
+from thalweg.errors import TraceError, describe, message
 from thalweg.optimizers import Optimizer
 from thalweg.testing import keeping, layouts, numerics, safety, steady
 from thalweg.testing.report import (
@@ -86,17 +86,26 @@ def check(optimizer: type[Optimizer], **arguments: Any) -> Report:
         )
     subject = Subject(optimizer, arguments)
     subject.make()  # arguments that are refused are the caller's mistake
-    lines = tuple(_run(name, test, subject) for name, test in _CHECKS.items())
-    return Report(subject.title, lines)
+    refusals: set[str] = set()
+    lines = [_run(name, test, subject, refusals) for name, test in _CHECKS.items()]
+    return Report(subject.title, tuple(lines))
 
 
-def _run(name: str, test: Callable[[Subject], str], subject: Subject) -> Line:
+def _run(
+    name: str, test: Callable[[Subject], str], subject: Subject, refusals: set[str]
+) -> Line:
     try:
         return Line(name, "passed", test(subject))
     except NotApplicableError as reason:
         return Line(name, "skipped", str(reason))
     except CheckFailedError as failure:
         return Line(name, "failed", str(failure))
+    except TraceError as refusal:
+        text = f"TraceError: {refusal}"
+        if text in refusals:
+            return Line(name, "skipped", "not run: the rule is refused, see above")
+        refusals.add(text)
+        return Line(name, "failed", text)
     except Exception as error:  # what a class under test raises is its own
         return Line(name, "failed", f"{type(error).__name__}: {error}")
 

@@ -17,7 +17,7 @@ import torch
 
 from thalweg import rules, settings
 from thalweg.compiler import KernelKey, Rule, build, compile_rule, interpret
-from thalweg.compiler.build import NATIVE, find_compiler
+from thalweg.compiler.build import NATIVE, find_compiler, wrong_choice
 from thalweg.compiler.cache import DiskCache, FolderRefusedError
 from thalweg.step import launch_dense
 from thalweg.step.bandwidth import read_bandwidth
@@ -93,7 +93,9 @@ def _compiler() -> Finding:
     lines = _output([*found.command, "--version"]).splitlines()
     if not lines:
         return Finding("compiler", f"{command} does not run", is_wrong=True)
-    return Finding("compiler", f"{command} ({lines[0]})")
+    wrong = wrong_choice()
+    before = f"{wrong}; " if wrong else ""
+    return Finding("compiler", f"{before}{command} ({lines[0]})", is_wrong=bool(wrong))
 
 
 def _output(command: list[str]) -> str:

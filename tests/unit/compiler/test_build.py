@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,24 @@ from pathlib import Path
 import pytest
 
 from thalweg.compiler import build as module
-from thalweg.compiler.build import build, cpu_features, find_compiler
+from thalweg.compiler.build import (
+    build,
+    can_compile,
+    cpu_features,
+    find_compiler,
+    wrong_choice,
+)
 
 TEXT = "int answer(void) { return 42; }\n"
-needs_compiler = pytest.mark.skipif(
-    find_compiler() is None, reason="needs a C compiler"
-)
+needs_compiler = pytest.mark.skipif(not can_compile(), reason="needs a C compiler")
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "_SAID", set())
+    monkeypatch.setattr(module, "_UNUSABLE", {})
     monkeypatch.setenv("THALWEG_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("THALWEG_COMPILER", "1")
     monkeypatch.setattr(logging.getLogger("thalweg.compiler"), "propagate", True)
 
 
@@ -155,6 +162,194 @@ def test_a_compiler_that_cannot_run_is_no_exception(
     assert len(caplog.messages) == 1
 
 
+def failing_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> Path:
+    """A compiler that writes a line for each start, and does what a script says."""
+    log, script = tmp_path / "log", tmp_path / "failing-cc"
+    script.write_text(f"#!/bin/sh\necho started >> {log}\n{text}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    return log
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('echo "$4: error: out of order" >&2; exit 1', "error: out of order"),
+        ("exit 3", "exit status 3"),
+        ("printf 'error: \\377\\376' >&2; exit 1", "error: "),
+        ("kill -9 $$", "exit status -9"),
+        ("exit 0", "it made no library"),
+        ('while [ "$1" != -o ]; do shift; done; echo no > "$2"', "not be loaded"),
+    ],
+)
+def test_a_broken_compiler_is_started_for_one_kernel_and_said_once(
+    text: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = failing_compiler(tmp_path, monkeypatch, text)
+    assert build(TEXT) is None
+    started = log.read_text()
+    assert started.count("started") <= 4  # to compile and link, this and a trivial one
+    for number in range(3):
+        assert build(f"{TEXT}/* {number} */") is None
+    assert log.read_text() == started
+    assert len(caplog.messages) == 1
+    assert words in caplog.messages[0]
+    assert str(tmp_path / "failing-cc") in caplog.messages[0]
+
+
+@needs_compiler
+def test_a_bad_text_does_not_switch_off_the_compiler(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert build("int broken(void) { return nothing; }") is None
+    assert build("\n\nint again(void) { return nothing; }") is None
+    assert "failed: error: " in caplog.messages[0]
+    assert "thalweg-" not in caplog.messages[0]
+    library = build(TEXT)
+    assert library is not None
+    assert library.short.answer() == 42
+    assert len(caplog.messages) == 1
+
+
+@needs_compiler
+def test_flags_that_fail_are_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = find_compiler()
+    assert found is not None
+    text = f'case "$*" in *-march=native*) exit 1;; esac\nexec {found.command[0]} "$@"'
+    log = failing_compiler(tmp_path, monkeypatch, text)
+    assert build(TEXT) is not None
+    first = log.read_text().count("started")
+    assert build(f"{TEXT}/* another */") is not None
+    assert log.read_text().count("started") == first + 2  # compiles and links
+    assert caplog.messages == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("given", ["no-such-program -O2", "'an open quotation"])
+def test_a_choice_that_names_no_program_is_said_and_passed_by(
+    given: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    default = find_compiler()
+    assert wrong_choice() is None
+    monkeypatch.setenv("CC", given)
+    assert find_compiler() == default
+    for number in range(2):
+        assert build(f"{TEXT}/* {number} */") is not None
+    assert len(caplog.messages) == 1
+    assert f"CC={given!r} names no program; " in caplog.messages[0]
+    assert default is not None
+    assert f"{default.command[0]} is used" in caplog.messages[0]
+
+
+def test_no_compiler_and_a_wrong_choice_are_one_message(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "icc")
+    assert build(TEXT) is None
+    assert len(caplog.messages) == 1
+    assert "CC='icc' names no program; tried cc, gcc, clang" in caplog.messages[0]
+
+
+def kept_under_the_name_of(text: str, tmp_path: Path) -> Path:
+    """Put the library of another text where that of this one belongs."""
+    assert build(text) is not None
+    (place,) = compiled(tmp_path)
+    place.unlink()
+    assert build("int foreign(void) { return 1; }") is not None
+    (foreign,) = compiled(tmp_path)
+    foreign.rename(place)
+    return place
+
+
+@needs_compiler
+def test_a_library_of_another_text_is_built_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = kept_under_the_name_of(TEXT, tmp_path)
+    before = place.read_bytes()
+    library = build(TEXT)
+    assert library is not None
+    assert library.short.answer() == 42
+    assert compiled(tmp_path) == [place]
+    assert place.read_bytes() != before
+    assert caplog.messages == []
+
+
+@needs_compiler
+def test_so_is_one_whose_digest_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_under_the_name_of(TEXT, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.DiskCache, "find", module.DiskCache.path)
+        library = build(TEXT)  # dlopen gives the foreign one, which is loaded
+    assert library is not None
+    assert library.short.answer() == 42
+    again = build(TEXT)
+    assert again is not None
+    assert again.short.answer() == 42
+
+
+@needs_compiler
+def test_a_folder_where_a_library_belongs_costs_only_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"{TEXT}/* {number} */" for number in range(2)]
+    for text in texts:
+        assert build(text) is not None
+    for path in compiled(tmp_path):
+        path.unlink()
+        (path / "full").mkdir(parents=True)
+    for text in texts:
+        library = build(text)
+        assert library is not None
+        assert library.short.answer() == 42
+    assert len(caplog.messages) == 1
+    assert "not kept on disk" in caplog.messages[0]
+    assert ".so: Is a directory" in caplog.messages[0]
+
+
+@needs_compiler
+def test_a_disk_that_is_full_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        number = len(list(tmp_path.iterdir()))
+        (tmp_path / str(number)).touch()
+        raise OSError(28, "No space left on device", f"{tmp_path}/{number}.part")
+
+    assert build(TEXT) is not None
+    monkeypatch.setattr("thalweg.compiler.cache.tempfile.mkstemp", full)
+    for number in range(3):
+        assert build(f"{TEXT}/* {number} */") is not None
+    assert len(caplog.messages) == 1
+    assert "No space left on device" in caplog.messages[0]
+    assert ".part" not in caplog.messages[0]
+
+
+def test_whether_anything_can_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failing_compiler(tmp_path, monkeypatch, "exit 1")
+    assert can_compile()  # nothing is known of it yet
+    assert build(TEXT) is None
+    assert not can_compile()
+    monkeypatch.setenv("CC", sys.executable)
+    assert can_compile()
+    monkeypatch.setenv("THALWEG_COMPILER", "0")
+    assert not can_compile()
+
+
 def test_the_switch_turns_compiling_off_silently(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +392,45 @@ def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     ]
     assert [process.wait() for process in started] == [0, 0]
     assert len(compiled(tmp_path)) == 1
+
+
+PARALLEL = """
+int total(int n)
+{
+    int sum = 0;
+#pragma omp parallel for reduction(+:sum) num_threads(2)
+    for (int i = 0; i < n; ++i) {
+        sum += i;
+    }
+    return sum;
+}
+"""
+FORKING = f"""
+import os
+from thalweg.compiler.build import build
+library = build({PARALLEL!r})
+assert library.long.total(10) == 45
+child = os.fork()
+if child == 0:
+    os._exit(library.long.total(10))
+assert library.long.total(10) == 45
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 45
+child = os.fork()
+if child == 0:
+    os._exit(library.short.total(5))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    with subprocess.Popen([sys.executable, "-c", FORKING], process_group=0) as process:
+        try:
+            assert process.wait(timeout=60) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the child that hangs, too
+            raise
 
 
 def test_the_processor_is_described_without_what_changes() -> None:

@@ -44,6 +44,20 @@ def test_a_truncated_file_is_removed(cache: DiskCache) -> None:
     assert cache.find("key") is None
 
 
+def test_a_library_of_another_key_is_removed(cache: DiskCache) -> None:
+    cache.store("other", b"library").rename(cache.path("key"))
+    assert cache.find("key") is None
+    assert not cache.path("key").exists()
+
+
+def test_a_folder_in_the_place_of_a_library_is_none(cache: DiskCache) -> None:
+    cache.path("key").mkdir()
+    assert cache.find("key") is None
+    with pytest.raises(OSError, match="Is a directory"):
+        cache.store("key", b"library")
+    assert list(cache.folder.iterdir()) == [cache.path("key")]
+
+
 def test_an_open_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(FolderRefusedError, match="open to other users; say chmod 700"):

@@ -25,7 +25,7 @@ import torch
 
 import thalweg as tw
 from thalweg.compiler import build, cache, compilation
-from thalweg.compiler.build import find_compiler
+from thalweg.compiler.build import can_compile, find_compiler
 from thalweg.step import bulk
 
 PROGRAM = """
@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 print(module.train())
 """
 REAL = find_compiler()
-pytestmark = pytest.mark.skipif(REAL is None, reason="needs a C compiler")
+pytestmark = pytest.mark.skipif(not can_compile(), reason="needs a C compiler")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Tr
             patch.setattr(compilation, "_KERNELS", {})
             patch.setattr(bulk, "_calls", cache_calls(bulk._calls.__wrapped__))
             patch.setattr(build, "_SAID", set())
+            patch.setattr(build, "_UNUSABLE", {})
             patch.setenv("THALWEG_CACHE_DIR", str(folder))
             for name, value in changes.items():
                 patch.setenv(name, value)
@@ -246,6 +247,33 @@ def test_no_room_for_the_compiler_either(
     text = "echo 'cc: fatal error: No space left on device' >&2; exit 1"
     found = run(tmp_path / "cache", CC=script(tmp_path / "cc", text))
     one_line(found, "No space left on device")
+    assert found.weights == undisturbed[0]
+
+
+def test_libraries_of_other_kernels_are_built_again(
+    tmp_path: Path, run: Train, undisturbed: tuple[str, Path]
+) -> None:
+    weights, good = undisturbed
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    paths = sorted(good.glob("*.so"))
+    assert len(paths) > 1
+    for path, other in zip(paths, [*paths[1:], paths[0]], strict=True):
+        (folder / path.name).write_bytes(other.read_bytes())
+    assert run(folder) == Run(weights, [])
+    kept = {path.name: path.stat().st_size for path in folder.glob("*.so")}
+    assert kept == {path.name: path.stat().st_size for path in paths}
+
+
+def test_folders_where_libraries_belong(
+    tmp_path: Path, run: Train, undisturbed: tuple[str, Path]
+) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    for path in undisturbed[1].glob("*.so"):
+        (folder / path.name).mkdir()
+    found = run(folder)
+    one_line(found, "not kept on disk", "Is a directory", str(folder))
     assert found.weights == undisturbed[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -20,6 +21,7 @@ from thalweg.compiler import (
     reads_shape,
     shape_read,
 )
+from thalweg.compiler.build import can_compile
 
 F = torch.float32
 
@@ -46,6 +48,7 @@ def units(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         built.append(text)
 
     monkeypatch.setattr(compilation, "build", remember)
+    monkeypatch.setattr(compilation, "can_compile", lambda: False)
     return built
 
 
@@ -67,6 +70,24 @@ def test_several_keys_share_a_translation_unit(units: list[str]) -> None:
     assert "void rule_descent__2(" in units[0]
     compile_rules([*keys, key(ascent, torch.float64)])
     assert len(units) == 2
+
+
+@pytest.mark.skipif(not can_compile(), reason="needs a C compiler")
+def test_a_unit_that_fails_is_built_kernel_by_kernel(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    emit = compilation._emit
+
+    def emit_nonsense(made: KernelKey, *rest: Any) -> str:
+        broken = "int broken(void) { return nonsense; }\n"
+        return emit(made, *rest) + broken * (made.rule.name == "ascent")
+
+    monkeypatch.setattr(compilation, "_emit", emit_nonsense)
+    monkeypatch.setattr(logging.getLogger("thalweg.compiler"), "propagate", True)
+    kernels = compile_rules([key(descent), key(ascent), key(descent, torch.float64)])
+    assert [kernel.backend for kernel in kernels] == ["c", "interpreter", "c"]
+    assert len(caplog.messages) == 1
+    assert "nonsense" in caplog.messages[0]
 
 
 def test_without_a_library_the_kernel_interprets(units: list[str]) -> None:

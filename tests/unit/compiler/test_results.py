@@ -47,7 +47,20 @@ class NoneForSlot(tw.Optimizer):
         return var - learning_rate * grad, None
 
 
+class ADictionary(tw.Optimizer):
+    learning_rate: tw.Hyper = tw.Hyper(default=0.1)
+    m: tw.Slot = tw.Slot()
+
+    @staticmethod
+    def update(var: Any, m: Any, grad: Any, *, learning_rate: Any) -> Any:
+        return {"var": var - learning_rate * grad, "m": m}
+
+
 RETURNS = [
+    (
+        ADictionary,
+        "expected 2 results (var, m); got a dictionary. Return the new variable first",
+    ),
     (
         NoReturn,
         "expected the new variable and its new slots as results; got None. Add a "
@@ -66,7 +79,8 @@ def test_wrong_results_are_refused_at_the_rule(make: Any, part: str, options: An
     with pytest.raises(TraceError) as caught:
         make(**options).apply_gradients([(torch.ones(2), var)])
     line = make.update.__code__.co_firstlineno
-    assert f"rule update ({__file__}:{line}): {part}" in str(caught.value)
+    name = f"{make.__name__}.update"
+    assert f"rule {name} ({__file__}:{line}): {part}" in str(caught.value)
     assert var.tolist() == [1.0, 2.0]
     assert "staticmethod" in linecache.getline(__file__, line)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 
 from thalweg.compiler.interpret import interpret
 from thalweg.compiler.rule import Rule
+from thalweg.compiler.spelling import emit
 from thalweg.compiler.trace import trace
 from thalweg.errors import TraceError
 
@@ -31,7 +34,8 @@ CASES: dict[str, Function] = {
     "masked_fill": lambda x, y: x.masked_fill(x > y, 3.0),
     "relu": lambda x, y: torch.relu(x - y),
     "hypot": lambda x, y: torch.hypot(x, y),
-    "floor div": lambda x, y: torch.div(x, y, rounding_mode="floor"),
+    "trunc div": lambda x, y: torch.div(x - y, y, rounding_mode="trunc"),
+    "trunc": lambda x, y: torch.trunc((x - y) * 9) + ((x - y) * 9).fix(),
     "reflected": lambda x, y: 2 - x / 3 + 1 / y,
     "powers": lambda x, y: x**2 + x**3 + y**0.5 + y**-1 + y**-2 + y**-0.5 + x**1,
     "power of a tensor": lambda x, y: x.pow(y),
@@ -48,6 +52,23 @@ CASES: dict[str, Function] = {
     "same": lambda x, y: +x.detach().clone().contiguous(),
     "abs": lambda x, y: abs(x - y) + (x - y).abs() + torch.absolute(x),
     "expit": lambda x, y: torch.special.expit(x) + torch.sigmoid(y),
+    "other names": lambda x, y: torch.pow(input=x, exponent=y) + x.add(other=y),
+    "axis": lambda x, y: x - torch.sum(y, axis=-1, keepdims=True),
+    "defaults": lambda x, y: x - torch.norm(y) - y.sum(dtype=None) * x.clone(
+        memory_format=torch.preserve_format),
+    "out of nothing": lambda x, y: torch.add(x, y, out=None),
+    "linalg.norm": lambda x, y: x - torch.linalg.norm(y, dtype=None),
+    "norm with an axis": lambda x, y: x - torch.norm(y, dim=-1, keepdim=True),
+    "norm of order 1": lambda x, y: x - torch.norm(y, p=1),
+    "amin": lambda x, y: x - y.min() + torch.amin(y, dim=-1, keepdim=True) * x.amin(),
+    "F.relu": lambda x, y: F.relu(x - y),
+    "F.leaky_relu": lambda x, y: F.leaky_relu(x - y) + F.leaky_relu(y - x, 0.2),
+    "F.softplus": lambda x, y: F.softplus(x - y) + F.softplus(30 * x, beta=2.0),
+    "F.silu": lambda x, y: F.silu(x - y),
+    "F.hardtanh": lambda x, y: F.hardtanh(9 * (x - y)) + F.hardtanh(x, 0.3, 0.4),
+    "F.sigmoid": lambda x, y: F.sigmoid(x) + F.tanh(y),
+    "F.mse": lambda x, y: x * torch.square(x - y).mean(),
+    "hypot of a number": lambda x, y: torch.hypot(x, torch.full_like(x, 0.5)),
     "tests": lambda x, y: torch.where(torch.isfinite(x), x, y),
 }  # fmt: skip
 
@@ -86,11 +107,22 @@ def test_alpha_of_one_multiplies_nothing() -> None:
 @pytest.mark.parametrize(
     ("function", "part"),
     [
-        (lambda x, y: torch.div(x, y, rounding_mode="trunc"), "'trunc'"),
+        (
+            lambda x, y: torch.div(x, y, rounding_mode="floor"),
+            "rounding_mode='floor'. Write torch.floor(a / b)",
+        ),
         (
             lambda x, y: torch.linalg.vector_norm(x, ord=3),
-            "the orders are 1, 2 and inf",
+            "a norm of order 1, 2 or inf; got order 3",
         ),
+        (lambda x, y: torch.linalg.norm(x, ord="nuc"), "torch.linalg.vector_norm"),
+        (lambda x, y: x.max(-1), "Write torch.amax(x, dim, keepdim=True)"),
+        (lambda x, y: torch.min(x, dim=0), "Write torch.amin(x, dim, keepdim=True)"),
+        (lambda x, y: F.relu(x, inplace=True), "inplace=, a change in place"),
+        (lambda x, y: torch.add(x, y, out=x), "out=, a change in place"),
+        (lambda x, y: torch.sum(x, dtype=torch.float64), "sums run in float64"),
+        (lambda x, y: x.lerp(y), "lerp(input, end, weight); got 2 arguments"),
+        (lambda x, y: x.clamp(least=0), "got the keyword 'least'. Leave it out"),
         (lambda x, y: x // y, "torch.floor(a / b)"),
         (lambda x, y: x % y, "a - b * torch.floor(a / b)"),
         (lambda x, y: x.float(), "drop the conversion"),
@@ -103,3 +135,41 @@ def test_what_has_no_meaning_is_refused(function: Function, part: str) -> None:
     with pytest.raises(TraceError) as caught:
         trace(Rule.of(rule), {})
     assert part in str(caught.value)
+
+
+SPECIAL = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -7.0, 1e-45, 3e38, -3e38]
+SPECIAL += [float("inf"), -float("inf"), float("nan"), 0.1, 0.7, 4.9, -2.1]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+)
+def test_a_quotient_is_cut_as_torch_cuts_it(dtype: torch.dtype) -> None:
+    def rule(var: Any, grad: Any) -> Any:
+        return torch.div(var, grad, rounding_mode="trunc")
+
+    pairs = torch.cartesian_prod(*[torch.tensor(SPECIAL, dtype=torch.float64)] * 2)
+    a, b = pairs.to(dtype).unbind(1)
+    (new,) = interpret(Rule.of(rule), {}, (a, b), {})
+    wide = torch.promote_types(dtype, torch.float32)  # halves are rounded once
+    expected = torch.div(a.to(wide), b.to(wide), rounding_mode="trunc").to(dtype)
+    assert torch.equal(new.isnan(), expected.isnan())
+    assert torch.equal(new.nan_to_num(7.0), expected.nan_to_num(7.0))
+    known = ~expected.isnan()
+    assert torch.equal(new.signbit()[known], expected.signbit()[known])
+
+
+def test_a_hypotenuse_does_not_overflow() -> None:
+    def rule(var: Any, grad: Any, *, lr: Any) -> Any:
+        return torch.hypot(var, grad) + math.hypot(lr, lr) * 0
+
+    for dtype, big in ((torch.float32, 2e38), (torch.float64, 1e308)):
+        x = torch.tensor([big, 1e-30, float("inf"), 3.0], dtype=dtype)
+        y = torch.tensor([big, 1e-30, float("nan"), 4.0], dtype=dtype)
+        (new,) = interpret(Rule.of(rule), {}, (x, y), {"lr": 1e300})
+        torch.testing.assert_close(new, torch.hypot(x, y), rtol=1e-6, atol=0)
+
+
+def test_what_is_computed_of_numbers_is_a_number() -> None:
+    assert emit("hypot", 3.0, 4.0) == 5.0
+    assert emit("div", 1.0, 0.0) == math.inf

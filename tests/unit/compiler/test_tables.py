@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import thalweg as tw
 from thalweg import rules
 from thalweg.compiler import (
     APPLY,
@@ -118,3 +119,13 @@ def test_a_variable_that_is_not_applied_stays() -> None:
     assert torch.equal(own[0][0], before[0][0])
     changed = (own[1][0] != before[1][0]).any(dim=1)
     assert changed.nonzero().flatten().tolist() == INDICES[1]
+
+
+def test_rows_without_elements_are_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THALWEG_COMPILER", "0")
+    held = [tw.Variable(torch.ones(shape)) for shape in ((3, 0), (0,), (2, 2))]
+    optimizer = tw.optimizers.RowWiseAdagrad(0.1)
+    for _ in range(2):
+        optimizer.apply_gradients([(torch.ones_like(v), v) for v in held])
+    assert bool((held[2] < 1.0).all())
+    assert [tuple(v.shape) for v in held] == [(3, 0), (0,), (2, 2)]

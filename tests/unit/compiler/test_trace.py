@@ -6,6 +6,7 @@ import math
 from math import sqrt
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,7 +150,44 @@ def _view(var: Any, grad: Any, *, lr: Any) -> Any:
 
 
 def _far_from_all(var: Any, grad: Any, *, lr: Any) -> Any:
-    return torch.kron(var, grad)
+    return torch.lgamma(var)
+
+
+def _sum_branch(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var if grad.sum() > 0.5 else grad
+
+
+def _attribute_set(var: Any, grad: Any, *, lr: Any) -> Any:
+    var.data = grad
+    return var
+
+
+def _unknown_math(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var * math.log10(lr)
+
+
+def _too_many_for_math(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var * math.sqrt(lr, 2)  # pyright: ignore[reportCallIssue]
+
+
+def _where_of_two(var: Any, grad: Any, *, lr: Any) -> Any:
+    return torch.where(grad > 0, var)  # pyright: ignore[reportCallIssue]
+
+
+def _number_for_tensor(var: Any, grad: Any, *, lr: Any) -> Any:
+    return torch.maximum(var, 0.5)  # pyright: ignore[reportArgumentType]
+
+
+def _own_error(var: Any, grad: Any, *, lr: Any) -> Any:
+    raise KeyError("own")
+
+
+def _reduced_twice(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var - torch.sum(grad.sum(-1, keepdim=True))
+
+
+def _complex(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var - 1j * grad
 
 
 def _item(var: Any, grad: Any, *, lr: Any) -> Any:
@@ -159,24 +197,33 @@ def _item(var: Any, grad: Any, *, lr: Any) -> Any:
 @pytest.mark.parametrize(
     ("function", "parts"),
     [
-        (_branch, ["a branch on 'gt'", "torch.where(condition, a, b)"]),
-        (_tensor_branch, ["a branch on 'grad'"]),
-        (_builtin_max, ["a branch on 'lt'", "torch.maximum"]),
+        (_branch, ["a branch on lr > 0", "torch.where(condition, a, b)"]),
+        (_tensor_branch, ["a branch on grad"]),
+        (_sum_branch, ["a branch on sum(…) > 0.5", "make it a flag"]),
+        (_builtin_max, ["a branch on lr < 1", "torch.maximum"]),
         (_in_place_operator, ["+=, a change in place", "m_new = m + grad"]),
         (_in_place_method, ["add_(), a change in place"]),
         (_item_assignment, ["an assignment to an element"]),
-        (_unknown_function, ["'cumsum'", "Did you mean 'sum'?"]),
+        (_unknown_function, ["'cumsum'", "elementwise: move or sort elements"]),
         (_unknown_method, ["'sqrtt'", "Did you mean 'sqrt'?"]),
-        (_unknown_argument, ["arguments that 'add' takes", "'out'"]),
+        (_unknown_argument, ["out=, a change in place", "the new value a new name"]),
+        (_attribute_set, ["an assignment to .data, a change in place"]),
         (_matrix_product, ["'matmul'", "before it, in a gradient transformer"]),
         (_view, ["'view'", "sees its tensors in their own shape"]),
-        (_far_from_all, ["'kron'", "Write it with arithmetic, comparisons"]),
+        (_unknown_math, ["math.log10 of one", "torch.log(x) * (1 / math.log(10))"]),
+        (_too_many_for_math, ["expected sqrt(input)", "got 2 arguments"]),
+        (_where_of_two, ["TypeError: where() received", "got (value, value). Use"]),
+        (_number_for_tensor, ["must be Tensor, not float", "write torch.clamp"]),
+        (_own_error, ["got KeyError: 'own'. The rule itself raised it"]),
+        (_reduced_twice, ["a tensor for 'sum'", "Reduce a tensor, once"]),
+        (_complex, ["1j (complex)", "Compute with the rule's arguments"]),
+        (_far_from_all, ["'lgamma'", "Write it with arithmetic, comparisons"]),
         (_outside_number, ["the outside number 'FACTOR'", "Make it a Hyper"]),
         (_math_on_tensor, ["a tensor for math.sqrt", "Write torch.sqrt"]),
         (_foreign_tensor, ["float32 tensor of shape (1,)", "Pass it as a slot"]),
         (_python_number, ["float() of one", "Use operators, torch.* or math.*"]),
         (_leading_axis, ["the trailing axes", "dim=(-3, -1)"]),
-        (_no_keepdim, ["expected keepdim=True"]),
+        (_no_keepdim, ["expected keepdim=True with dim"]),
         (_item, ["'item'", "A number cannot leave the kernel"]),
     ],
 )
@@ -229,3 +276,43 @@ def test_a_name_from_outside_that_is_no_number_is_fine() -> None:
         return var - grad if "a" in NAMES else var
 
     trace(Rule.of(rule), {})
+
+
+class Signum:
+    @staticmethod
+    def update(var: Any, grad: Any) -> Any:
+        return var.flip(0)
+
+    @staticmethod
+    def nested() -> Any:
+        class Inner:
+            @staticmethod
+            def update(var: Any, grad: Any) -> Any:
+                return var.flip(0)
+
+        return Inner.update
+
+
+def test_a_rule_of_a_class_has_its_name() -> None:
+    for function, name in (
+        (Signum.update, "Signum.update"),
+        (Signum.nested(), "Inner.update"),
+    ):
+        with pytest.raises(TraceError, match=rf"^rule {name} \(.*got 'flip'"):
+            trace(Rule.of(function), {})
+
+
+def test_a_logarithm_may_have_a_base() -> None:
+    def rule(var: Any, grad: Any, *, lr: Any) -> Any:
+        return var - math.log(lr, 2) * grad
+
+    one = torch.ones(1)
+    assert interpret(Rule.of(rule), {}, (one, one), {"lr": 0.25})[0].item() == 3.0
+
+
+def test_numbers_of_numpy_are_numbers_of_any_type() -> None:
+    def rule(var: Any, grad: Any) -> Any:
+        return var - np.float32(0.5) * grad + np.int64(2) + grad * np.bool_(True)
+
+    one = torch.ones(1)
+    assert interpret(Rule.of(rule), {}, (one, one), {})[0].item() == 3.5

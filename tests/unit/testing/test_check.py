@@ -80,6 +80,27 @@ def test_an_exception_of_the_class_is_a_failed_line() -> None:
     assert (line.name, line.detail) == ("configuration round trip", "OSError: no")
 
 
+class Flipping(broken.Momentum):
+    """Has a rule that cannot be compiled."""
+
+    @staticmethod
+    def update(
+        var: Any, m: Any, grad: Any, *, learning_rate: float, beta: float
+    ) -> tuple[Any, Any]:
+        return var - learning_rate * grad.flip(0), m
+
+
+def test_a_rule_that_is_refused_is_said_once() -> None:
+    report = check(Flipping)
+    (line,) = report.failed
+    assert line == report.lines[0]
+    assert line.detail.startswith("TraceError: rule Flipping.update (")
+    assert len(report.skipped) == len(report.lines) - 1
+    details = {line.detail for line in report.skipped}
+    assert details == {"not run: the rule is refused, see above"}
+    assert str(report).count("'flip'") == 1
+
+
 def test_without_a_compiler_the_rest_is_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,19 +9,18 @@ import pytest
 
 from thalweg import compiler
 from thalweg.compiler import compilation
-from thalweg.compiler.build import find_compiler
+from thalweg.compiler.build import can_compile
 from thalweg.step.bandwidth import Bandwidth, keep_bandwidth
 from thalweg.testing import machine
 from thalweg.testing.machine import Finding, examine, openmp_runtimes
 
-needs_compiler = pytest.mark.skipif(
-    find_compiler() is None, reason="needs a C compiler"
-)
+needs_compiler = pytest.mark.skipif(not can_compile(), reason="needs a C compiler")
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("THALWEG_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("THALWEG_COMPILER", "1")
     return tmp_path / "cache"
 
 
@@ -51,6 +50,16 @@ def test_no_compiler_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert "set CC" in found["compiler"].text
     assert found["kernel = interpreter"].is_wrong
     assert found["vector width"].text.startswith("unknown")
+
+
+@needs_compiler
+def test_a_choice_that_names_no_program_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CC", "no-such-program -O2")
+    found = findings()["compiler"]
+    assert found.is_wrong
+    assert found.text.startswith("CC='no-such-program -O2' names no program; /")
 
 
 def test_a_compiler_that_does_not_run_is_wrong(
