@@ -9,10 +9,12 @@ import typer
 
 import thalweg
 from thalweg.cli.bench import bench
+from thalweg.cli.compare import compare
 from thalweg.cli.convert import convert
 from thalweg.cli.diff import diff
 from thalweg.cli.doctor import doctor
 from thalweg.cli.inspect import inspect
+from thalweg.cli.optimizers import optimizers
 from thalweg.cli.train import train
 from thalweg.cli.verify import verify
 
@@ -25,7 +27,10 @@ app = typer.Typer(
     # everything else together.
     rich_markup_mode=None,
 )
-for command in (train, bench, doctor, inspect, verify, diff, convert):
+for command in (
+    *(train, compare, optimizers, bench, doctor),
+    *(inspect, verify, diff, convert),
+):
     app.command()(command)
 
 

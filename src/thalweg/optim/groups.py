@@ -9,9 +9,16 @@ import torch
 
 from thalweg.errors import describe, message
 from thalweg.optim.options import Extras
-from thalweg.state import name_of
+from thalweg.state import name_of, register_name
 
-__all__ = ["adam_numbers", "check_group", "check_not_negative", "coupled", "decoupled"]
+__all__ = [
+    "adam_numbers",
+    "check_group",
+    "check_not_negative",
+    "coupled",
+    "decoupled",
+    "note_names",
+]
 
 
 def adam_numbers(group: Mapping[str, Any]) -> tuple[float, ...]:
@@ -116,6 +123,18 @@ def check_group(where: str, group: Mapping[str, Any]) -> None:
                 "torch.optim for a step that is differentiated.",
             )
         )
+
+
+def note_names(group: Mapping[str, Any]) -> None:
+    """Let messages call parameters by the names that a group was given with them.
+
+    Args:
+        group: A parameter group; a parameter that has a name keeps it.
+    """
+    names = group.get("param_names", ())
+    for parameter, name in zip(group["params"], names, strict=False):
+        if name_of(parameter) is None:
+            register_name(parameter, name)
 
 
 def _described(parameter: torch.Tensor) -> str:

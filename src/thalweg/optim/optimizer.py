@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from thalweg.errors import message
 from thalweg.optim.described import Described, Status
-from thalweg.optim.groups import check_group
+from thalweg.optim.groups import check_group, note_names
 from thalweg.optim.loading import load_state, plain_groups
 from thalweg.optim.options import Extras, Options
 from thalweg.optim.rounding import check_counts, check_group_roundable
@@ -112,6 +112,7 @@ class DropIn(Described):
         except (TypeError, ValueError, NotImplementedError):
             self.param_groups.pop()
             raise
+        note_names(self.param_groups[-1])
 
     def _check_state(self, group: dict[str, Any]) -> None:
         """Refuse dtypes of state that a group cannot have."""

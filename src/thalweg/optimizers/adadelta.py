@@ -38,6 +38,7 @@ class Adadelta(Optimizer):
         Zeiler, 2012, arXiv:1212.5701; Keras 2.6, ``Adadelta``.
     """
 
+    _positional_options = ("name",)
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     rho: Hyper = Hyper(default=0.95, low=0.0, high=1.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)

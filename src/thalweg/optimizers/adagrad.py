@@ -40,6 +40,7 @@ class Adagrad(Optimizer):
         Duchi, Hazan and Singer, JMLR 12, 2011; Keras 2.6, ``Adagrad``.
     """
 
+    _positional_options = ("name",)
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     initial_accumulator_value: Hyper = Hyper(default=0.1, low=0.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)

@@ -43,11 +43,12 @@ class Adamax(Optimizer):
         `torch.optim.Adamax`.
     """
 
+    _positional_options = ("name",)
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     beta_1: Hyper = Hyper(default=0.9, low=0.0, below=1.0)
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
-    torch_formula: Flag = Flag(default=False)
+    torch_formula: Flag = Flag(default=False, kw_only=True)
     m = Slot()
     v = Slot()
 

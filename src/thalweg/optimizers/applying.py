@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,17 @@ import torch
 from typing_extensions import override
 
 from thalweg.compiler import Rule
+from thalweg.distribute import local_tensor
 from thalweg.gradients.loss_scale import NOT_SCALED
 from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.known_numbers import KnownNumbers
 from thalweg.optimizers.one_by_one import Known
 from thalweg.optimizers.pairs import Pairs, check_pairs
+from thalweg.optimizers.plans import Absent, EarlierPlans
 from thalweg.optimizers.slots import Entry
 from thalweg.optimizers.sparse_replay import SparseReplay
 from thalweg.optimizers.whole_rows import HeldRows, Located, WholeRows
+from thalweg.rules.moving_average import moving_average
 from thalweg.state import (
     IndexedSlices,
     Variable,
@@ -25,7 +28,14 @@ from thalweg.state import (
     handle_of,
     has_constraints,
 )
-from thalweg.step import Plan, RowUpdate, Transforms, launch_row_updates
+from thalweg.step import (
+    EMA,
+    EMA_MOMENTUM,
+    Plan,
+    RowUpdate,
+    Transforms,
+    launch_row_updates,
+)
 
 __all__ = ["Applying"]
 
@@ -44,22 +54,62 @@ class Applying(WholeRows):
     _replay: SparseReplay | None = None
     _rows_seen: tuple[int, ...] = ()
     _numbers_known: KnownNumbers | None = None
+    _earlier_plans: EarlierPlans | None = None
+    _absent: Absent | None = None
 
     def _recognized(self, pairs: list[Any]) -> Known | None:
         """Gradients and variables of these pairs, if a step of their kind is known."""
         known = self._replay
         if known is None:
             known = self._recognition if self._plan is None else self._plan.recognition
-        if known is None or len(pairs) != len(known.variables):
+        if known is None or (
+            len(pairs) != len(known.variables) and self._earlier_plans is None
+        ):
             return None
-        if self._replay is not None:
+        if self._replay is not None and len(pairs) == len(known.variables):
             self._replay.take_slices(pairs)
         try:
             gradients, variables = zip(*pairs, strict=True)
         except (TypeError, ValueError):
             return None
-        is_known = known.recognizes(variables, gradients)
-        return (gradients, variables) if is_known else None
+        is_known = len(pairs) == len(known.variables) and known.recognizes(
+            variables, gradients
+        )
+        if is_known or self._recalls(variables, gradients):
+            return gradients, variables
+        return None
+
+    def _recognized_present(self, pairs: list[Any]) -> tuple[list[Any], Known | None]:
+        """The pairs, and what `_recognized` knows of them.
+
+        Where the same variables as in a step before have no gradient, which has been
+        told, pairs without them.
+        """
+        known = self._recognized(pairs)
+        if known is None and self._absent is not None:
+            present = self._absent.left_out_of(pairs)
+            known = None if present is None else self._recognized(present)
+            if known is not None and present is not None:
+                return present, known
+        return pairs, known
+
+    def _note_absent(self, pairs: Sequence[Any]) -> None:
+        """Remember which variables of checked pairs have no gradient."""
+        absent = Absent.of(pairs)
+        shows_all = self._extended().num_replicas > 1  # replicas are shown them
+        self._absent = absent if absent.variables and not shows_all else None
+
+    def _recalls(self, variables: Sequence[Any], gradients: Sequence[Any]) -> bool:
+        """Whether an earlier plan is of a step like this; it is the last one's then."""
+        earlier = self._earlier_plans
+        found = None if earlier is None else earlier.recognize(variables, gradients)
+        if earlier is None or found is None:
+            return False
+        if self._plan is not None and self._plan_rule is not None:
+            earlier.keep(self._plan_rule, self._plan)
+        self._plan_rule, self._plan = found
+        self._replay = None
+        return True
 
     def _distributed_apply(
         self, pairs: Pairs, transforms: Transforms, batch: Known | None
@@ -77,15 +127,46 @@ class Applying(WholeRows):
         return self.iterations
 
     def _finish(self, pairs: Pairs) -> None:
-        """What follows the update: averages written back, constraints, the count."""
+        """What follows the update: averages, constraints, states, the count."""
+        if len(pairs) < len(self._entries) and self.use_ema:
+            self._average_others({id(variable) for _, variable in pairs})
         overwrites = self._settings.ema_overwrite_frequency is not None
         if overwrites or self._states or has_constraints():
-            variables = [variable for _, variable in pairs]
-            is_overwritten = self._overwrite_by_averages(variables)
+            variables, averaged = [v for _, v in pairs], self._averaged()
+            is_overwritten = self._overwrite_by_averages(averaged)
             if self._constrain(variables) or is_overwritten:
-                self._refresh_copies(variables)
+                self._refresh_copies(averaged if is_overwritten else variables)
             self._advance_states()
         self._count_step()
+
+    def _averaged(self) -> list[torch.Tensor]:
+        """The variables that have an average, updated in this step or not."""
+        return [e.variable for e in self._entries.values() if EMA in e.slots]
+
+    def _average_others(self, taken: Collection[int]) -> None:
+        """Let the averages of variables without a gradient follow them, as in Keras 3.
+
+        Args:
+            taken: The `id` of each variable that the step has updated.
+        """
+        clock = self._clock
+        is_counted = clock is not None and clock.is_ahead and clock.is_over
+        known = clock.last_scalars if clock is not None and is_counted else {}
+        for variable in self._averaged():
+            if id(variable) in taken:
+                continue
+            entry = self._entries[id(variable)]
+            var, numbers = local_tensor(variable).detach(), self._numbers(entry.setting)
+            if var.is_cpu:
+                self._average(entry, var, numbers)
+                continue
+            average = local_tensor(entry.slots[EMA]).detach()
+            momentum: Any = numbers[EMA_MOMENTUM]
+            if EMA_MOMENTUM in known:
+                momentum = known[EMA_MOMENTUM][entry.setting]
+            wide = torch.promote_types(average.dtype, torch.float32)
+            new = moving_average(average.to(wide), var.to(wide), momentum=momentum)
+            average.copy_(self._where_applied(new.to(average.dtype), average))
 
     # -- what the step before has found ---------------------------------------
 
@@ -193,7 +274,7 @@ class Applying(WholeRows):
             if has_constraints() or not replay.is_current(rule, plan):
                 return None
             return replay.run(gradients, self._values, transforms)
-        if plan and rule is self._plan_rule and plan.is_in_place():
+        if plan and self._serves(rule, transforms) and plan.is_in_place():
             return transforms.run(plan, gradients, self._values, self._scaling.factor)
         return None
 
@@ -218,17 +299,31 @@ class Applying(WholeRows):
         """The plan of these components, made anew if the present one does not fit."""
         components = [component for _, component, _ in dense]
         grads = [grad for _, _, grad in dense]
-        plan = self._plan
-        if (
-            plan is None
-            or rule is not self._plan_rule
-            or not Plan.are_dense(grads)
-            or not plan.fits(components, grads)
-        ):
+        earlier, owns_rows = self._earlier_plans, transforms.owns_rows
+        if earlier is None:
+            earlier = self.__dict__["_earlier_plans"] = EarlierPlans()
+        plan, is_dense = None, Plan.are_dense(grads)
+        if is_dense and self._plan and self._serves(rule, transforms):
+            if self._plan.fits(components, grads):
+                return self._plan
+            if self._plan.is_in_place():
+                earlier.keep(rule, self._plan)
+        if is_dense:
+            plan = earlier.take(rule, components, grads, owns_rows=owns_rows)
+        if plan is None:
             members = [self._member(rule, entry, c) for entry, c, _ in dense]
-            plan = Plan(self._name, members, grads, owns_rows=transforms.owns_rows)
-            self._plan, self._plan_rule = plan, rule
+            plan = Plan(self._name, members, grads, owns_rows=owns_rows)
+        self._plan, self._plan_rule = plan, rule
         return plan
+
+    def _serves(self, rule: Rule, transforms: Transforms) -> bool:
+        """Whether the plan is of this rule, with factors as these transforms need."""
+        plan = self._plan
+        return (
+            plan is not None
+            and rule is self._plan_rule
+            and plan.owns_rows == transforms.owns_rows
+        )
 
     def _locate(self, extended: Any, pairs: Pairs) -> list[Located]:
         """Local components of the variables, and their gradients beside them."""

@@ -20,6 +20,7 @@ from thalweg.step import EMA, EMA_MOMENTUM, LOW_PRECISION_COPY, launch_dense
 
 __all__ = ["Averages"]
 
+_MOMENTUM = 0.99
 _FOLLOWS = Slot(initial="var")
 
 
@@ -27,25 +28,27 @@ class Averages(SlotTable):
     """The part of `Optimizer` that keeps averages and copies of the variables."""
 
     _averages_in_use: bool = False
+    _momentum_kept: Any = None
 
     def _construct_averages(self, options: Mapping[str, Any]) -> None:
         momentum, use_ema = options.get("ema_momentum"), options.get("use_ema")
         if use_ema is not None and not isinstance(use_ema, bool):
             where, action = f"{type(self).__name__}: use_ema", "Pass True or False."
             raise TypeError(message(where, "a bool", repr(use_ema), action))
-        if use_ema:
-            self._set_hyper(EMA_MOMENTUM, 0.99 if momentum is None else momentum)
-        elif "use_ema" not in options and (
-            momentum is not None or self._settings.ema_overwrite_frequency is not None
-        ):
+        frequency = self._settings.ema_overwrite_frequency
+        if "use_ema" not in options and frequency is not None:
             raise ValueError(
                 message(
                     type(self).__name__,
-                    "`use_ema=True` beside ema_momentum or ema_overwrite_frequency",
-                    "them alone",
-                    "Pass use_ema=True, or leave them out.",
+                    "`use_ema=True` beside ema_overwrite_frequency",
+                    "it alone",
+                    "Pass use_ema=True, or leave it out.",
                 )
             )
+        self._set_hyper(EMA_MOMENTUM, _MOMENTUM if momentum is None else momentum)
+        if not use_ema:  # checked, and as in Keras 3 kept without use
+            self._momentum_kept = self._hyper.pop(EMA_MOMENTUM)
+            self._settings.ema_overwrite_frequency = None
 
     @property
     def use_ema(self) -> bool:
@@ -58,7 +61,12 @@ class Averages(SlotTable):
 
     @override
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | ({"use_ema": True} if self.use_ema else {})
+        config, kept = super().get_config(), self._momentum_kept
+        if self.use_ema:
+            config["use_ema"] = True
+        elif kept not in (None, _MOMENTUM):
+            config[EMA_MOMENTUM] = self._as_plain(EMA_MOMENTUM, kept)
+        return config
 
     @override
     def active_slots(self) -> dict[str, Slot]:

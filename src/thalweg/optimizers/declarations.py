@@ -44,8 +44,10 @@ class Hyper:
         low: Smallest value allowed.
         high: Largest value allowed.
         below: Smallest value that is too large.
+        above: Largest value that is too small.
         takes_none: Whether a constructor takes None for the default, as Keras 2 does
             for every ``epsilon``.
+        kw_only: Whether a constructor takes it by name only.
 
     Raises:
         ValueError: On assignment, for NaN or a number outside the bounds.
@@ -69,20 +71,26 @@ class Hyper:
         low: float | None = None,
         high: float | None = None,
         below: float | None = None,
+        above: float | None = None,
         takes_none: bool = False,
+        kw_only: bool = False,
     ) -> None:
         self.default = default
         self.low = low
         self.high = high
         self.below = below
+        self.above = above
         self.takes_none = takes_none
+        self.kw_only = kw_only
         self.name = "hyperparameter"
 
     def __repr__(self) -> str:
         parts = [] if self.is_required else [f"default={self.default!r}"]
-        bounds = {"low": self.low, "high": self.high, "below": self.below}
+        names = ("low", "high", "below", "above")
+        bounds = {name: getattr(self, name) for name in names}
         parts += [f"{n}={bound!r}" for n, bound in bounds.items() if bound is not None]
         parts += ["takes_none=True"] if self.takes_none else []
+        parts += ["kw_only=True"] if self.kw_only else []
         return f"Hyper({', '.join(parts)})"
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -145,12 +153,14 @@ class Hyper:
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.below is None or value < self.below)
+            and (self.above is None or value > self.above)
         )
 
     def bounds(self) -> str:
         """The allowed range in words."""
         parts = [
             f">= {self.low}" if self.low is not None else "",
+            f"> {self.above}" if self.above is not None else "",
             f"<= {self.high}" if self.high is not None else "",
             f"< {self.below}" if self.below is not None else "",
         ]
@@ -162,18 +172,21 @@ class Flag:
 
     Args:
         default: Value when the constructor gets none.
+        kw_only: Whether a constructor takes it by name only.
 
     Example:
         >>> tw.optimizers.Adam(amsgrad=True).amsgrad
         True
     """
 
-    def __init__(self, *, default: bool) -> None:
+    def __init__(self, *, default: bool, kw_only: bool = False) -> None:
         self.default = default
+        self.kw_only = kw_only
         self.name = "flag"
 
     def __repr__(self) -> str:
-        return f"Flag(default={self.default!r})"
+        further = ", kw_only=True" if self.kw_only else ""
+        return f"Flag(default={self.default!r}{further})"
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -268,28 +281,34 @@ class Scale:
 
     factor: float
 
+    def __repr__(self) -> str:
+        return f"scale({self.factor!r})"
+
 
 def scale(factor: float) -> Scale:
     """Multiply a hyperparameter instead of replacing it, in ``per_variable``.
 
     Args:
-        factor: A number, not NaN.
+        factor: A finite number.
 
     Returns:
         The value to put into the ``per_variable`` table.
 
     Raises:
-        ValueError: If the factor is NaN.
+        TypeError: If the factor is no number.
+        ValueError: If it is NaN or infinite.
 
     Example:
         >>> layer_wise = {"layers.0.*": {"learning_rate": tw.scale(0.8)}}
         >>> tw.optimizers.SGD(0.1, per_variable=layer_wise).learning_rate
         0.1
     """
-    if math.isnan(factor):
-        raise ValueError(
-            message("scale", "a number", repr(factor), "Pass a factor that is not NaN.")
-        )
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+        got = f"{factor!r} ({type(factor).__name__})"
+        raise TypeError(message("scale", "a number", got, "Pass a factor."))
+    if not math.isfinite(factor):
+        action = "Pass a factor that is finite."
+        raise ValueError(message("scale", "a number", repr(factor), action))
     return Scale(float(factor))
 
 

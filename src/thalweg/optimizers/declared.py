@@ -19,7 +19,7 @@ from thalweg.optimizers.declarations import (
 )
 from thalweg.step import EMA, LOW_PRECISION_COPY
 
-__all__ = ["Declared"]
+__all__ = ["Declared", "checked_name"]
 
 Pairs = list[tuple[Any, Any]]
 _STEP = "step"
@@ -35,6 +35,8 @@ class Declared:
     made.
     """
 
+    _positional_options: tuple[str, ...] = ()
+    """Options that a constructor takes by position, too, behind the declared ones."""
     _hypers_declared: Mapping[str, Hyper] = {}
     _flags_declared: Mapping[str, Flag] = {}
     _slots_declared: Mapping[str, Slot] = {}
@@ -71,7 +73,11 @@ def _write_constructor(cls: type[Declared]) -> None:
             if field.takes_none and values[name] is None:
                 values[name] = field.default
         values.pop("self")
-        self._construct(cls, values.pop("name"), values.pop("options"), values)
+        name, options = values.pop("name"), values.pop("options")
+        known = {**cls._hypers_declared, **cls._flags_declared}
+        options |= {n: values.pop(n) for n in [*values] if n not in known}
+        self._construct(cls, name, options, values)
+        self._refuse_scaled_decay()
         if not self._applies_by_hand:  # such a class may make others in a step
             known = {*self._slots_declared, *_SLOTS_OF_OPTIONS}
             self._settings.check_slot_names(type(self).__name__, known)
@@ -81,6 +87,20 @@ def _write_constructor(cls: type[Declared]) -> None:
     construct.__qualname__ = f"{cls.__qualname__}.__init__"
     construct.__doc__ = f"Make a new `{cls.__name__}`."
     cls.__init__ = construct  # type: ignore[method-assign]
+
+
+def checked_name(where: str, name: Any) -> str | None:
+    """The name that a constructor was given, or None.
+
+    Raises:
+        TypeError: If it is something else than a string.
+    """
+    if name is not None and not isinstance(name, str):
+        action = "Pass a string; further options are given by name."
+        raise TypeError(
+            message(f"{where}: name", "a string or None", describe(name), action)
+        )
+    return name
 
 
 def _refuse_parameters(where: str, rate: Any) -> None:
@@ -106,9 +126,14 @@ def _constructor_signature(cls: type[Declared]) -> inspect.Signature:
     for name, field in declared.items():
         required = isinstance(field, Hyper) and field.is_required
         default = kind.empty if required else field.default
-        parameters.append(kind(name, kind.POSITIONAL_OR_KEYWORD, default=default))
-    parameters.append(kind("name", kind.KEYWORD_ONLY, default=None))
+        place = kind.KEYWORD_ONLY if field.kw_only else kind.POSITIONAL_OR_KEYWORD
+        parameters.append(kind(name, place, default=default))
+    by_place = [n for n in cls._positional_options if n not in declared]
+    for name in dict.fromkeys([*by_place, "name"]):
+        place = kind.POSITIONAL_OR_KEYWORD if name in by_place else kind.KEYWORD_ONLY
+        parameters.append(kind(name, place, default=None))
     parameters.append(kind("options", kind.VAR_KEYWORD))
+    parameters.sort(key=lambda parameter: parameter.kind)
     try:
         return inspect.Signature(parameters)
     except ValueError:

@@ -49,13 +49,16 @@ class Ftrl(Optimizer):
         2.6, ``Ftrl``.
     """
 
+    _positional_options = ("name",)
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     learning_rate_power: Hyper = Hyper(default=-0.5, high=0.0)
     initial_accumulator_value: Hyper = Hyper(default=0.1, low=0.0)
     l1_regularization_strength: Hyper = Hyper(default=0.0, low=0.0)
     l2_regularization_strength: Hyper = Hyper(default=0.0, low=0.0)
-    l2_shrinkage_regularization_strength: Hyper = Hyper(default=0.0, low=0.0)
-    beta: Hyper = Hyper(default=0.0, low=0.0)
+    l2_shrinkage_regularization_strength: Hyper = Hyper(
+        default=0.0, low=0.0, kw_only=True
+    )
+    beta: Hyper = Hyper(default=0.0, low=0.0, kw_only=True)
     accumulator = Slot(initial="initial_accumulator_value")
     linear = Slot()
 

@@ -13,7 +13,7 @@ import torch
 
 from thalweg import schedules
 from thalweg.errors import message, nearest
-from thalweg.optimizers.declarations import Hyper
+from thalweg.optimizers.declarations import Hyper, Scale
 from thalweg.optimizers.declared import Declared
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
@@ -23,6 +23,7 @@ from thalweg.step import EMA_MOMENTUM, STEP
 
 __all__ = ["HyperparameterAccess", "takes_step"]
 
+_ZERO_IS_NONE = ("ema_overwrite_frequency", "gradient_accumulation_steps")
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 _OPTION_BOUNDS = {
     "learning_rate": Hyper(default=0.0, low=0.0),
@@ -66,12 +67,19 @@ class HyperparameterAccess(Declared):
 
         def __setattr__(self, name: str, value: Any) -> None:
             key = "learning_rate" if name == "lr" else name
-            if key == "weight_decay" and value is None:
+            is_option = key == "weight_decay" and key not in self._hypers_declared
+            if is_option and value is None:
+                self._settings.refuse_scaled_decay(type(self).__name__)
                 self._hyper.pop(key, None)
-            elif key in self.__dict__.get("_hyper", ()) or key == "weight_decay":
+            elif key in self.__dict__.get("_hyper", ()) or is_option:
                 self._set_hyper(key, value)
             else:
                 super().__setattr__(name, value)
+
+    def _refuse_scaled_decay(self) -> None:
+        """Refuse factors on a weight decay if there is none."""
+        if "weight_decay" not in self._hyper:
+            self._settings.refuse_scaled_decay(type(self).__name__)
 
     def _advice_on(self, name: str) -> str:
         if hasattr(torch.optim.Optimizer, name) or name in ("param_groups", "state"):
@@ -91,8 +99,9 @@ class HyperparameterAccess(Declared):
             return object.__repr__(self)
         given = {n: self._hyper[n] for n in (*self._hypers_declared, *self._hyper)}
         given |= {n: f for n, f in self._flags.items() if f}
+        given |= {"use_ema": True} if EMA_MOMENTUM in self._hyper else {}
         given |= {c: v for c in _CLIPS if (v := getattr(self, c)) is not None}
-        given |= self._settings.get_config()
+        given |= self._settings.get_config(lambda _, value: value)
         if given.get("decay") == 0.0:
             del given["decay"]
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in given.items())
@@ -141,12 +150,17 @@ class HyperparameterAccess(Declared):
 
     def _serialize_hyperparameter(self, name: str) -> Any:
         """A hyperparameter as a value that JSON can hold."""
-        value = self._hyper[name]
+        return self._as_plain(name, self._hyper[name])
+
+    def _as_plain(self, name: str, value: Any) -> Any:
+        """What may be given for a hyperparameter, as a value that JSON can hold."""
+        if isinstance(value, Scale):
+            return {"scale": value.factor}
         if isinstance(value, schedules.LearningRateSchedule):
             return schedules.serialize(value)
         if isinstance(value, (int, float)):
             return value
-        return self.hyper_in_force(name)
+        return self._number(name, value)
 
     # -- reading --------------------------------------------------------------
 
@@ -226,13 +240,14 @@ class HyperparameterAccess(Declared):
             0.5
         """
         config: dict[str, Any] = {"name": self._name}
-        config |= {c: v for c in _CLIPS if (v := getattr(self, c)) is not None}
+        clips = {c: v for c in _CLIPS if (v := getattr(self, c)) is not None}
+        config |= {c: self._as_plain(c, v) for c, v in clips.items()}
         if self._hypers_declared or self._flags_declared:
             config |= {
                 n: self._serialize_hyperparameter(n) for n in self._config_names()
             }
             config |= {name: self._flags[name] for name in self._flags_declared}
-        return config | self._settings.get_config()
+        return config | self._settings.get_config(self._as_plain)
 
     def _config_names(self) -> list[str]:
         names = dict.fromkeys(self._hypers_declared)
@@ -251,8 +266,8 @@ class HyperparameterAccess(Declared):
         """Make an optimizer from what `get_config` gave.
 
         Args:
-            config: Constructor arguments; ``lr`` is read as ``learning_rate``, a
-                dictionary there as a schedule.
+            config: Constructor arguments; ``lr`` is read as ``learning_rate``, the
+                dictionary of a schedule as that schedule, of any hyperparameter.
             custom_objects: Own schedule classes by name.
 
         Returns:
@@ -264,10 +279,12 @@ class HyperparameterAccess(Declared):
         arguments = dict(config)
         if "lr" in arguments:
             arguments["learning_rate"] = arguments.pop("lr")
-        if isinstance(arguments.get("learning_rate"), Mapping):
-            arguments["learning_rate"] = schedules.deserialize(
-                arguments["learning_rate"], custom_objects
-            )
+        for name in _ZERO_IS_NONE:
+            if type(arguments.get(name)) is int and arguments[name] == 0:
+                del arguments[name]  # Keras 3's other word for None
+        known = {*cls._hypers_declared, *_OPTION_BOUNDS, "per_variable"}
+        for name in known & arguments.keys():
+            arguments[name] = _with_schedules(arguments[name], custom_objects)
         return cls(**arguments)
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -335,6 +352,15 @@ class HyperparameterAccess(Declared):
         if callable(current) and not isinstance(value, Mapping):
             return  # an own function cannot be saved; the number it gave is no match
         self._set_hyper(name, value)
+
+
+def _with_schedules(value: Any, custom_objects: Mapping[str, Any] | None) -> Any:
+    """The same mapping with schedules in place of their dictionaries, inside too."""
+    if not isinstance(value, Mapping):
+        return value
+    if {"class_name", "config"} <= value.keys():
+        return schedules.deserialize(value, custom_objects)
+    return {key: _with_schedules(v, custom_objects) for key, v in value.items()}
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from thalweg.compiler import KernelKey, kernel_source
@@ -10,8 +12,7 @@ from thalweg.errors import message
 from thalweg.optimizers.accumulating import Accumulating
 from thalweg.optimizers.slots import Entry
 from thalweg.state import name_of
-from thalweg.step import Member
-from thalweg.step.explain import explain
+from thalweg.step.explain import Part, explain
 
 __all__ = ["Inspection"]
 
@@ -28,7 +29,9 @@ class Inspection(Accumulating):
         Returns:
             A table with a line for each built variable, then one for each kernel; a
             kernel is one launch. Times are bytes over the bandwidth that ``thalweg
-            bench`` measured on this machine.
+            bench`` measured on this machine. A variable whose gradients were sparse has
+            the kernel of touched rows, with the bytes and the time of one row; one that
+            had gradients of both kinds has both.
 
         Example:
             >>> optimizer = tw.optimizers.Adam()
@@ -40,14 +43,9 @@ class Inspection(Accumulating):
         """
         if self._applies_by_hand:
             return f"{self._name}: {type(self).__name__} updates by hand, without rule."
-        built = [e for e in self._entries.values() if e.built_for is not None]
-        uses = [
-            (name_of(entry.variable) or f"variable {number}", *self._use(entry))
-            for number, entry in enumerate(built)
-        ]
-        return explain(self._name, uses)
+        return explain(self._name, self._parts(self._built()))
 
-    def kernel_source(self, device: str = "cpu") -> str:
+    def kernel_source(self, device: str = "cpu", sparse: bool | None = None) -> str:
         """The text of the kernels that update variables, to read.
 
         Nothing is built, and no such device is needed. After a step these are the
@@ -56,18 +54,25 @@ class Inspection(Accumulating):
 
         Args:
             device: ``"cpu"`` for C, ``"cuda"`` for Triton.
+            sparse: True for the kernels that sparse gradients run, False for those of
+                dense ones. By default those in use, before the first step the dense
+                ones.
 
         Returns:
             The text of each kernel, one after the other.
 
         Raises:
-            TypeError: If the class updates by hand, without a rule.
+            TypeError: If the class updates by hand, without a rule, or if only rows are
+                updated, for which its rule has no kernel.
             ValueError: If the device is another one.
 
         Example:
             >>> text = tw.optimizers.SGD().kernel_source("cuda")
             >>> text.splitlines()[2]
             'tensors: var float32, delta float32'
+            >>> text = tw.optimizers.SGD().kernel_source(sparse=True)
+            >>> text.splitlines()[0]
+            '/* gradient_descent, sum'
         """
         if self._applies_by_hand:
             raise TypeError(
@@ -78,24 +83,65 @@ class Inspection(Accumulating):
                     "Write the formula as a static method `update`.",
                 )
             )
-        return "\n".join(kernel_source(key, device) for key in self._kernel_keys())
+        keys = dict.fromkeys(self._kernel_keys(sparse))
+        if not keys:
+            raise TypeError(
+                message(
+                    f"{self._name}.kernel_source",
+                    "a rule with a kernel of touched rows",
+                    f"{type(self).__name__} with variables that have none",
+                    "Their rows are interpreted; sparse=False gives the dense kernel.",
+                )
+            )
+        return "\n".join(kernel_source(key, device) for key in keys)
 
-    def _kernel_keys(self) -> list[KernelKey]:
-        if self._plan is not None and self._plan.kernels:
-            return [kernel.key for kernel in self._plan.kernels]
-        built = [e for e in self._entries.values() if e.built_for is not None]
-        uses = [self._use(entry) for entry in built or [self._example()]]
-        return list(dict.fromkeys(member.key(grad) for member, grad in uses))
+    def _kernel_keys(self, sparse: bool | None) -> list[KernelKey]:
+        built = self._built()
+        planned = [k.key for k in self._plan.kernels] if self._plan else []
+        if sparse is None:
+            rows = [part for part in self._parts(built) if part.rows is not None]
+            planned += [part.key for part in rows if part.is_compiled]
+            if rows:
+                return planned
+        if planned and not sparse:
+            return planned
+        shown = built or [self._example()]
+        if not sparse:
+            return [self._whole(entry).key for entry in shown]
+        rows = map(self._rows, shown)
+        return [part.key for part in rows if part.is_compiled]
 
-    def _use(self, entry: Entry) -> tuple[Member, torch.dtype]:
-        """How a variable is updated, and the dtype of its gradient."""
+    def _built(self) -> list[Entry]:
+        return [e for e in self._entries.values() if e.built_for is not None]
+
+    def _parts(self, entries: Sequence[Entry]) -> Iterator[Part]:
+        """What the last steps did with some variables, or a step will do."""
+        planned = set(map(id, self._plan.variables)) if self._plan else set()
+        for number, entry in enumerate(entries):
+            name = name_of(entry.variable) or f"variable {number}"
+            if entry.rows is None or id(local_tensor(entry.variable)) in planned:
+                yield self._whole(entry, name)
+            if entry.rows is not None:
+                yield self._rows(entry, name)
+
+    def _whole(self, entry: Entry, name: str = "") -> Part:
+        """The update of a variable with a dense gradient."""
         transforms = self._folded_transforms([])
         columns = transforms.columns if transforms is not None else ()
         var = local_tensor(entry.variable)
         member = self._member(self._bound_rule(columns), entry, var)
         in_use = {k.key for k in self._plan.kernels} if self._plan else set()
         found = (d for d in (var.dtype, *_OTHERS) if member.key(d) in in_use)
-        return member, next(found, var.dtype)
+        return Part(name, member, next(found, var.dtype))
+
+    def _rows(self, entry: Entry, name: str = "") -> Part:
+        """The update of a variable with a sparse gradient."""
+        var = local_tensor(entry.variable)
+        member = self._member(self._bound_rule(), entry, var)
+        mode, dtype = entry.rows or (self._row_mode(member), var.dtype)
+        if mode == "exact" or mode == "decay":
+            return self._whole(entry, name)
+        return Part(name, member, dtype, mode)
 
     def _example(self) -> Entry:
         """A float32 matrix with its slots, without memory; of slots dtypes count."""

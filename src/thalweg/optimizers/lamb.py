@@ -38,6 +38,7 @@ class Lamb(Optimizer):
         You et al., ICLR 2020, arXiv:1904.00962; Keras 3, ``Lamb``.
     """
 
+    _positional_options = ("weight_decay",)
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     beta_1: Hyper = Hyper(default=0.9, low=0.0, below=1.0)
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)

@@ -21,7 +21,8 @@ class Lion(Optimizer):
 
     Args:
         learning_rate: Length of every step, >= 0. Unit U.
-        beta_1: Weight of the momentum in the direction, in [0, 1).
+        beta_1: Weight of the momentum in the direction, in (0, 1): at 0 it would be
+            the sign of the gradient alone.
         beta_2: Decay of the momentum, in [0, 1).
 
     Sparse:
@@ -37,8 +38,9 @@ class Lion(Optimizer):
         Chen et al., NeurIPS 2023, arXiv:2302.06675; Keras 3, ``Lion``.
     """
 
+    _positional_options = ("weight_decay",)
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
-    beta_1: Hyper = Hyper(default=0.9, low=0.0, below=1.0)
+    beta_1: Hyper = Hyper(default=0.9, above=0.0, below=1.0)
     beta_2: Hyper = Hyper(default=0.99, low=0.0, below=1.0)
     m = Slot()
     update = staticmethod(rules.lion)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from typing_extensions import override
@@ -111,6 +112,16 @@ class LossScaleOptimizer(Trackable):
         self.inner_optimizer = inner_optimizer
         untracked: Any = NoDependency(scale)
         self._scale: DynamicLossScale | float = untracked
+
+    def __copy__(self) -> Self:
+        """A copy around a copy of the inner optimizer; the scale is shared.
+
+        As that copy shares variables, slots and the count of steps, and no more.
+        """
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied.__dict__["inner_optimizer"] = copy.copy(self.inner_optimizer)
+        return copied
 
     @override
     def __repr__(self) -> str:
@@ -326,14 +337,16 @@ class LossScaleOptimizer(Trackable):
         """Make an optimizer from what `get_config` gave.
 
         Args:
-            config: Constructor arguments.
+            config: Constructor arguments, or what Keras 3 writes: a ``name``, too,
+                which has no use here.
             custom_objects: Own optimizer and schedule classes by name.
 
         Returns:
             A new optimizer, its scale the initial one.
         """
         inner = registry.deserialize(config["inner_optimizer"], custom_objects)
-        return cls(**{**config, "inner_optimizer": inner})
+        arguments = {name: v for name, v in config.items() if name != "name"}
+        return cls(**{**arguments, "inner_optimizer": inner})
 
 
 registry.wrappers["lossscaleoptimizer"] = LossScaleOptimizer

@@ -15,6 +15,9 @@ from thalweg.schedules import LearningRateSchedule
 
 __all__ = ["Nadam"]
 
+_KERAS_3 = "loss_scale_factor"
+"""What every configuration of Keras 3 has, and no other."""
+
 
 class Nadam(Optimizer):
     """Adam that looks one step ahead, with a momentum that grows over time.
@@ -22,7 +25,8 @@ class Nadam(Optimizer):
     Formula: `thalweg.rules.nadam`, where the momentum of step t is
     beta_1 · (1 − 0.96^(schedule_decay · t) / 2). The weight ``momentum_cache`` holds
     the product of the momenta so far. As in Keras, ``decay=`` is accepted and ignored,
-    and ``schedule_decay`` is called ``decay`` in the configuration.
+    and ``schedule_decay`` is called ``decay`` in the configuration. One of Keras 3 has
+    none: there it is 1.
 
     Args:
         learning_rate: Length of a typical step, >= 0; not a schedule. Unit U.
@@ -49,11 +53,12 @@ class Nadam(Optimizer):
         2.6, ``Nadam``.
     """
 
+    _positional_options = ("name",)
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     beta_1: Hyper = Hyper(default=0.9, low=0.0, below=1.0)
     beta_2: Hyper = Hyper(default=0.999, low=0.0, below=1.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
-    schedule_decay: Hyper = Hyper(default=0.004, low=0.0)
+    schedule_decay: Hyper = Hyper(default=0.004, low=0.0, kw_only=True)
     momentum_cache = State(initial=1.0)
     m = Slot()
     v = Slot()
@@ -81,7 +86,8 @@ class Nadam(Optimizer):
                     "Nadam: learning_rate",
                     "a number or a callable",
                     f"a schedule, {type(value).__name__}",
-                    "The Nadam optimizer does not support schedules.",
+                    "The Nadam optimizer does not support schedules. A function of "
+                    "iterations that calls one will do.",
                 )
             )
         super()._set_hyper(name, value)
@@ -122,4 +128,6 @@ class Nadam(Optimizer):
         arguments = dict(config)
         if "decay" in arguments:
             arguments["schedule_decay"] = arguments.pop("decay")
+        elif _KERAS_3 in arguments:
+            arguments.setdefault("schedule_decay", 1.0)
         return super().from_config(arguments, custom_objects)

@@ -30,6 +30,7 @@ __all__ = ["Optimizer", "OptimizerV2"]
 _NOT_COPIED = (
     *("_shards", "_values", "_strategy", "_plan", "_plan_rule", "_bound"),
     *("_recognition", "_raw_batch", "_replay", "_rows_seen", "_errors"),
+    *("_earlier_plans", "_absent"),
 )
 _OPTIONS = (
     *("lr", "decay", "clipvalue", "clipnorm", "global_clipnorm", "weight_decay"),
@@ -39,8 +40,6 @@ _OPTIONS = (
     *("gradient_accumulation_steps", "stochastic_rounding", "rounding_seed"),
     "loss_scale_factor",
 )
-
-
 _COUNTS = ("ema_overwrite_frequency", "gradient_accumulation_steps", "rounding_seed")
 """Options whose numbers `Settings` checks."""
 
@@ -81,6 +80,8 @@ class Optimizer(Inspection):
             variable's dtype; ``"variable"``: always that; or slot name to dtype.
         gradient_accumulation_steps: N >= 2: the mean of N gradients is applied in
             every N-th call of `apply_gradients`; the others only add theirs to a sum.
+        use_ema: Whether a moving average of every variable is kept. In a step all
+            follow, as in Keras 3; where a gradient is sparse, the touched rows do.
         stochastic_rounding: Whether bfloat16 variables and slots are rounded up or
             down by chance, so that no update is too small to be seen on average.
         rounding_seed: Seed of that chance, 0 by default.
@@ -174,7 +175,8 @@ class Optimizer(Inspection):
         values: dict[str, Any],
     ) -> None:
         """What a constructor written from declarations does."""
-        Optimizer.__init__(self, name or type(self).__name__, **options)
+        name = type(self).__name__ if name is None else name
+        Optimizer.__init__(self, name, **options)
         if options.get("lr") is not None:
             values["learning_rate"] = options["lr"]
         for key, value in values.items():
@@ -293,9 +295,10 @@ class Optimizer(Inspection):
 
     def _apply(self, pairs: list[Any], *, joins: bool) -> Variable:
         """Take a step: check, sum over replicas, transform, update."""
-        batch = self._recognized(pairs)
+        pairs, batch = self._recognized_present(pairs)
         if batch is None:
-            pairs = self._checked(take_pairs(pairs), joins=joins)
+            given, pairs = pairs, self._checked(take_pairs(pairs), joins=joins)
+            self._note_absent(given)
         elif joins:
             summed = self._aggregated(pairs)
             if summed is not pairs:

@@ -162,8 +162,9 @@ def _check_gradient(index: int, grad: Any, variable: torch.Tensor) -> None:
             )
         )
     if isinstance(grad, IndexedSlices):
-        fits = tuple(values.shape[1:]) == tuple(variable.shape[1:]) and (
-            grad.dense_shape is None or tuple(grad.dense_shape) == tuple(variable.shape)
+        shape = tuple(variable.shape)
+        fits = tuple(values.shape[1:]) == shape[1:] and (
+            len(shape) > 0 if grad.dense_shape is None else grad.dense_shape == shape
         )
     else:
         fits = grad.shape == variable.shape

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
 
+from thalweg import schedules
 from thalweg.errors import message, nearest
-from thalweg.optimizers.declarations import Hyper, Scale
+from thalweg.optimizers.declarations import Hyper, Scale, scale
 from thalweg.state import name_of
 from thalweg.step import LOW_PRECISION_COPY, NonFinite
 from thalweg.step.rounding import checked_rounding
@@ -19,6 +20,7 @@ __all__ = ["Override", "Settings", "match_patterns"]
 
 SPARSE_UPDATES = ("rows", "exact", "keras")
 NONFINITE = ("off", "skip", "error")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PLAIN = (
     *("sparse_update", "nonfinite"),
     *("ema_overwrite_frequency", "gradient_accumulation_steps"),
@@ -76,8 +78,10 @@ class Settings:
 
         Raises:
             ValueError: If a value or name is unknown.
-            TypeError: If a table is not a mapping of mappings.
+            TypeError: If a table is not a mapping of mappings, or for a
+                ``loss_scale_factor``, which is a wrapper here.
         """
+        _refuse_factor(where, options.pop("loss_scale_factor", None))
         names = {"stochastic_rounding": False, "rounding_seed": None}
         rounding = [options.pop(name, default) for name, default in names.items()]
         return cls(
@@ -91,12 +95,38 @@ class Settings:
             *checked_rounding(where, *rounding),
         )
 
-    def get_config(self) -> dict[str, Any]:
-        """The options that are not at their default, as JSON values."""
+    def refuse_scaled_decay(self, where: str) -> None:
+        """Refuse factors on a weight decay that is not there.
+
+        Args:
+            where: Name of the optimizer, for messages.
+
+        Raises:
+            ValueError: If a pattern scales it.
+        """
+        name = _WEIGHT_DECAY.name
+        for pattern, table in self.per_variable.items():
+            if isinstance(table.get(name), Scale):
+                raise ValueError(
+                    message(
+                        f"{where}: per_variable[{pattern!r}]",
+                        "a weight_decay of the optimizer, which the factor scales",
+                        "none",
+                        f"Pass weight_decay=… to {where}, or a number in place of "
+                        "the factor.",
+                    )
+                )
+
+    def get_config(self, plain: Callable[[str, Any], Any]) -> dict[str, Any]:
+        """The options that are not at their default, as JSON values.
+
+        Args:
+            plain: Makes a JSON value of a hyperparameter's name and an override.
+        """
         config: dict[str, Any] = {}
         if self.per_variable:
             config["per_variable"] = {
-                pattern: {name: _to_json(value) for name, value in table.items()}
+                pattern: {name: plain(name, value) for name, value in table.items()}
                 for pattern, table in self.per_variable.items()
             }
         for name in _PLAIN:
@@ -232,7 +262,9 @@ def _checked_override(
             )
         )
     if isinstance(value, Mapping) and set(value) == {"scale"}:
-        value = Scale(float(value["scale"]))
+        value = scale(value["scale"])
+    elif isinstance(value, Mapping) and {"class_name", "config"} <= value.keys():
+        value = schedules.deserialize(value)
     if not isinstance(value, Scale):
         known[name].check(where, value)
     return value
@@ -258,10 +290,8 @@ def _checked_choice(
 def _checked_count(
     where: str, name: str, options: dict[str, Any], *, least: int
 ) -> int | None:
-    """A whole number of steps, or None; 0 is Keras 3's word for that."""
+    """A whole number of steps, or None."""
     given = options.pop(name, None)
-    if type(given) is int and given == 0 and least > 1:
-        return None
     is_count = isinstance(given, int) and not isinstance(given, bool) and given >= least
     if given is not None and not is_count:
         raise ValueError(
@@ -273,6 +303,20 @@ def _checked_count(
             )
         )
     return given
+
+
+def _refuse_factor(where: str, given: Any) -> None:
+    """Keras 3 has a loss scale in every optimizer; None is its word for none."""
+    if given is not None:
+        wrapped = f"LossScaleOptimizer({where}(...), False, {given!r})"
+        raise TypeError(
+            message(
+                f"{where}: loss_scale_factor",
+                "None",
+                repr(given),
+                f"Write mixed_precision.{wrapped}, which scales the loss so.",
+            )
+        )
 
 
 def _checked_dtypes(where: str, given: Any) -> str | dict[str, torch.dtype] | None:
@@ -288,7 +332,7 @@ def _checked_dtypes(where: str, given: Any) -> str | dict[str, torch.dtype] | No
             )
         )
     return {
-        str(slot): _floating_dtype(f"{where}: slot_dtypes[{slot!r}]", dtype)
+        str(slot): _dtype_among(_DTYPES, f"{where}: slot_dtypes[{slot!r}]", dtype)
         for slot, dtype in given.items()
     }
 
@@ -296,29 +340,20 @@ def _checked_dtypes(where: str, given: Any) -> str | dict[str, torch.dtype] | No
 def _checked_copy(where: str, given: Any) -> torch.dtype | None:
     if given is None:
         return None
-    return _floating_dtype(f"{where}: low_precision_copy", given)
+    return _dtype_among(_DTYPES[:-1], f"{where}: low_precision_copy", given)
 
 
-def _floating_dtype(where: str, given: Any) -> torch.dtype:
+def _dtype_among(known: Sequence[torch.dtype], where: str, given: Any) -> torch.dtype:
     dtype = getattr(torch, given, None) if isinstance(given, str) else given
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+    if isinstance(dtype, torch.dtype) and dtype in known:
         return dtype
-    raise ValueError(
-        message(
-            where,
-            "a floating dtype such as 'bfloat16'",
-            repr(given),
-            "Pass a torch dtype or its name.",
-        )
-    )
+    names = ", ".join(map(_dtype_name, known))
+    action = "Pass one of them, as a torch dtype or by its name."
+    raise ValueError(message(where, f"a dtype among {names}", repr(given), action))
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _to_json(value: Any) -> Any:
-    return {"scale": value.factor} if isinstance(value, Scale) else value
 
 
 _WEIGHT_DECAY = Hyper(default=0.0, low=0.0)

@@ -52,12 +52,13 @@ class RMSprop(Optimizer):
         ``RMSprop``; `torch.optim.RMSprop`.
     """
 
+    _positional_options = ("name",)
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     rho: Hyper = Hyper(default=0.9, low=0.0, high=1.0)
     momentum: Hyper = Hyper(default=0.0, low=0.0, high=1.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
     centered: Flag = Flag(default=False)
-    torch_formula: Flag = Flag(default=False)
+    torch_formula: Flag = Flag(default=False, kw_only=True)
     rms = Slot()
     momentum_slot = Slot(name="momentum", when="has_momentum")
     mg = Slot(when="centered")

@@ -30,8 +30,9 @@ class SGD(Optimizer):
 
     Sparse:
         ``"rows"`` sums duplicates and moves the indexed rows. Without momentum all
-        three policies agree up to rounding; with it ``"keras"`` equals ``"rows"``, in
-        either form.
+        three policies agree up to rounding, where nothing decays and no averages are
+        kept; with it ``"keras"`` equals ``"rows"``, in either form. Decay and averages
+        act once on a row, however often it is indexed.
 
     Example:
         >>> weight = tw.Variable([1.0])
@@ -43,10 +44,11 @@ class SGD(Optimizer):
         Keras 2.6, ``SGD``; `torch.optim.SGD`.
     """
 
+    _positional_options = ("name",)
     learning_rate: Hyper = Hyper(default=0.01, low=0.0)
     momentum: Hyper = Hyper(default=0.0, low=0.0, high=1.0)
     nesterov: Flag = Flag(default=False)
-    torch_formula: Flag = Flag(default=False)
+    torch_formula: Flag = Flag(default=False, kw_only=True)
     momentum_slot = Slot(name="momentum", when="has_momentum")
 
     @property

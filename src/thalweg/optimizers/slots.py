@@ -25,6 +25,7 @@ from thalweg.state import (
     name_of,
     register_names,
 )
+from thalweg.step import RowMode
 
 __all__ = ["SlotTable"]
 
@@ -35,12 +36,20 @@ class Entry:
 
     The entry holds the variable itself, so that its ``id``, the key of the table,
     cannot be given to another object.
+
+    Attributes:
+        variable: The variable.
+        slots: Its slots by name.
+        setting: Number of the row of hyperparameters that holds for it.
+        built_for: The slots that were asked for when it was built.
+        rows: The mode of the last update of its rows, and the gradient's dtype.
     """
 
     variable: torch.Tensor
     slots: dict[str, torch.Tensor] = field(default_factory=dict)
     setting: int = 0
     built_for: tuple[str, ...] | None = None
+    rows: tuple[RowMode, torch.dtype] | None = None
 
 
 class SlotTable(HyperparameterAccess, Trackable):
@@ -121,6 +130,7 @@ class SlotTable(HyperparameterAccess, Trackable):
 
     def _match_patterns(self, var_list: Sequence[torch.Tensor]) -> None:
         table = self._settings.per_variable
+        self._refuse_scaled_decay()
         overrides = match_patterns(type(self).__name__, table, var_list)
         for variable, found in zip(var_list, overrides, strict=True):
             self._entry(variable).setting = self._table.row_of(found)

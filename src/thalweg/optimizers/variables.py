@@ -49,4 +49,8 @@ def check_variable(where: str, variable: Any) -> torch.Tensor:
         )
         got = f"{name_of(handle, 'a variable')}, a {describe(handle)}"
         raise ValueError(message(where, "a floating variable", got, advice))
+    if handle.is_meta:
+        got = f"{name_of(handle, 'a variable')}, a {describe(handle)}"
+        action = "Give it memory first, as by module.to_empty(device=…)."
+        raise ValueError(message(where, "a variable with memory", got, action))
     return handle

@@ -25,6 +25,7 @@ from thalweg.state import IndexedSlices
 from thalweg.step import EMA, EMA_MOMENTUM, Member, RowUpdate, launch_row_updates
 from thalweg.step.device_clock import DeviceClock
 from thalweg.step.device_kernel import has_device_kernels
+from thalweg.step.row_updates import check_updates
 
 __all__ = ["HeldRows", "Located", "WholeRows", "dense_gradients"]
 
@@ -67,6 +68,8 @@ class WholeRows(StepCount):
         """
         chosen = self._all_rows(located)
         if clock is None:
+            if "decay" in chosen.values():  # they act one by one, later
+                self._check_rows(located)
             chosen = _left_to_host(located, chosen)
         given = [located[place] for place in chosen]
         if not given:
@@ -90,14 +93,22 @@ class WholeRows(StepCount):
             and (mode := self._mode_of_all_rows(one))
         }
 
+    def _check_rows(self, located: Sequence[Located]) -> None:
+        """Refuse sparse gradients that cannot be applied, before the first one is."""
+        rule = self._bound_rule()
+        check_updates(
+            [
+                RowUpdate(self._member(rule, entry, component), gradient, "sum")
+                for entry, component, gradient in located
+                if isinstance(gradient, IndexedSlices)
+            ]
+        )
+
     def _mode_of_all_rows(self, one: Located) -> str:
         """How a sparse gradient acts if its update reads all rows; else ""."""
-        policy = self._settings.sparse_update
-        mode = self.keras_sparse if policy == "keras" else policy
-        if mode in ("exact", "decay"):
-            return mode
         member = self._member(self._bound_rule(), one.entry, one.component)
-        return "exact" if member.reduces_whole else ""
+        mode = self._row_mode(member)
+        return mode if mode in ("exact", "decay") else ""
 
     def _hold(self, decayed: Sequence[Located]) -> list[HeldRows]:
         """Keep the rows that a dense update must not move; before it, in its step."""

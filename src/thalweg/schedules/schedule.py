@@ -21,6 +21,7 @@ _POSITIVE = frozenset({"decay_steps", "first_decay_steps", "t_mul"})
 _NOT_NEGATIVE = frozenset({"initial_variance", "power", "warmup_steps"})
 _NOT_NUMBERS = frozenset({"boundaries", "cycle", "name", "seed", "staircase", "values"})
 _OPTIONAL = frozenset({"warmup_target"})
+_SWITCHES = frozenset({"cycle", "staircase"})
 
 
 class LearningRateSchedule:
@@ -76,7 +77,9 @@ class Formula(LearningRateSchedule):
         where = type(self).__name__
         for argument in fields(self):
             name, value = argument.name, getattr(self, argument.name)
-            if name not in _NOT_NUMBERS and not (value is None and name in _OPTIONAL):
+            if name in _SWITCHES:
+                _check_switch(where, name, value)
+            elif name not in _NOT_NUMBERS and not (value is None and name in _OPTIONAL):
                 _check_argument(where, name, value)
 
     def __call__(self, step: Number) -> float:
@@ -158,6 +161,13 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach()
     return value.item() if hasattr(value, "item") else value
+
+
+def _check_switch(where: str, argument: str, value: object) -> None:
+    if not isinstance(value, bool):
+        got = f"{value!r} ({type(value).__name__})"
+        expected, action = "True or False", "Pass a bool."
+        raise TypeError(message(f"{where}: {argument}", expected, got, action))
 
 
 def _check_argument(where: str, argument: str, value: object) -> None:

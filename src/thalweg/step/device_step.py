@@ -52,6 +52,7 @@ class StepClock:
         is_right: Shape (), bool, there: whether no check refuses it; None without any.
         was_applied: Whether the step before changed anything.
         was_right: Its `is_right`.
+        last_scalars: Its `scalars`.
         has_rows_left: Whether rows were updated since the last step by other means
             than kernels of the device, which know neither `scalars` nor `applies`.
 
@@ -68,6 +69,7 @@ class StepClock:
         self.is_right: Tensor | None = None
         self.was_applied: Tensor | None = None
         self.was_right: Tensor | None = None
+        self.last_scalars: Mapping[str, Tensor] = {}
         self.has_rows_left = False
 
     def begin(self, iterations: int) -> dict[str, Tensor]:
@@ -114,6 +116,7 @@ class StepClock:
         """Remember what was decided about the step that ends."""
         self.was_applied = self.verdict if applies is None else applies
         self.was_right = self.is_right
+        self.last_scalars = self.scalars
 
     def cancel(self) -> None:
         """Forget the step under way, which was left out or has failed."""

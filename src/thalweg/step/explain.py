@@ -9,41 +9,101 @@ import torch
 
 from thalweg.compiler import KernelKey, compile_rule
 from thalweg.compiler.graph import Space, operands_of
+from thalweg.compiler.interpret import program_for
 from thalweg.compiler.program import Program
+from thalweg.compiler.trace import ShapeNeededError
 from thalweg.compiler.triton_kernel import has_triton
+from thalweg.state import IndexedSlices
 from thalweg.step.bandwidth import Bandwidth, read_bandwidth
 from thalweg.step.compose import GRADIENT_SCALE
 from thalweg.step.group import Member
+from thalweg.step.rows import RowMode, RowUpdate
 
-__all__ = ["explain"]
+__all__ = ["Part", "explain"]
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_A_ROW = " a row"
+_LEAST = 0.1
+"""Microseconds; times below are told in nanoseconds."""
 
 
 @dataclass(frozen=True)
-class _Use:
-    """One variable of a step.
+class Part:
+    """One variable's part in a step.
 
     Attributes:
         name: Of the variable.
-        member: Variable, slots and rule.
-        key: Its kernel.
-        program: What the kernel is made from.
-        num_bytes: Bytes that a dense update reads and writes.
-        bandwidth: That of its device, if it was measured.
+        member: How it is updated.
+        gradient: Dtype of its gradient.
+        rows: How its touched rows are updated; None if all of it is.
     """
 
     name: str
     member: Member
+    gradient: torch.dtype
+    rows: RowMode | None = None
+
+    @property
+    def key(self) -> KernelKey:
+        """The kernel."""
+        return self.member.key(self.gradient) if self.rows is None else self._row.key()
+
+    @property
+    def _row(self) -> RowUpdate:
+        """An update of no rows."""
+        var = self.member.var
+        values = torch.empty((0, *var.shape[1:]), dtype=self.gradient)
+        nothing = IndexedSlices(values, torch.empty(0, dtype=torch.int64))
+        return RowUpdate(self.member, nothing, self.rows or "sum")
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether there is a kernel; some updates of rows are interpreted."""
+        if self.rows is None:
+            return True
+        try:
+            return self.member.var.ndim > 0 and bool(program_for(self.key))
+        except ShapeNeededError:
+            return False
+
+    def runs_in(self) -> str:
+        """What runs the kernel, if there is one."""
+        device, key = self.member.var.device, self.key
+        if device.type == "cpu" and (self.rows is None or self._row.has_kernel()):
+            place = "C" if compile_rule(key).backend == "c" else "interpreter"
+        else:
+            is_gpu = device.type == "cuda" and has_triton()
+            place = "Triton" if is_gpu else "interpreter"
+        return place if self.rows is None else f"{place}, touched rows"
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A part, and what it costs.
+
+    Attributes:
+        part: The part.
+        key: Its kernel.
+        program: What the kernel is made from.
+        num_bytes: Bytes that it reads and writes, for one row if rows are updated.
+        bandwidth: That of its device, if it was measured.
+    """
+
+    part: Part
     key: KernelKey
     program: Program
     num_bytes: int
     bandwidth: Bandwidth | None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all of the variable is updated."""
+        return self.part.rows is None
+
+    @property
     def group(self) -> tuple[KernelKey, torch.device]:
         """What the variables of one launch have in common."""
-        return self.key, self.member.var.device
+        return self.key, self.part.member.var.device
 
 
 _Group = Sequence[_Use]
@@ -51,20 +111,19 @@ _HEAD = ("variable", "shape", "rule", "kernel", "bytes", "expected")
 _KERNEL_HEAD = ("kernel", "runs in", "dtypes", "variables", "bytes", "expected")
 
 
-def explain(title: str, members: Iterable[tuple[str, Member, torch.dtype]]) -> str:
+def explain(title: str, parts: Iterable[Part]) -> str:
     """Say which kernel updates which variable, and how long that should take.
 
     Args:
         title: What to call the optimizer.
-        members: Names of variables, how each is updated, and the dtypes of their
-            gradients.
+        parts: The variables; one may have a part for each kind of its gradients.
 
     Returns:
-        A table with a line for each variable, then one for each kernel; a kernel is
+        A table with a line for each part, then one for each kernel; a kernel is
         one launch. Times are bytes over the bandwidth that ``thalweg bench``
-        measured.
+        measured. Where only touched rows are updated, both are those of one row.
     """
-    uses = [_use(*member) for member in members]
+    uses = [_use(part) for part in parts]
     if not uses:
         return f"{title}: nothing is built yet. Call build(model) or take a step."
     groups: dict[object, list[_Use]] = {}
@@ -74,10 +133,14 @@ def explain(title: str, members: Iterable[tuple[str, Member, torch.dtype]]) -> s
         group: f"{held[0].key.rule.name} #{number}"
         for number, (group, held) in enumerate(groups.items(), start=1)
     }
-    counts = f"variables: {len(uses)}, launches: {len(groups)}"
+    count = len({id(use.part.member.var) for use in uses})
+    counts = f"variables: {count}, launches: {len(groups)}"
+    whole = [use for use in uses if use.is_whole]
+    totals = [_size(_total(whole)), _time(whole)] if whole else []
+    totals += ["and touched rows"] if len(whole) < len(uses) else []
     kernels = (_kernel_row(labels[group], held) for group, held in groups.items())
     lines = [
-        f"{title}: {counts}, {_size(_total(uses))}, {_time(uses)}",
+        f"{title}: {', '.join([counts, *totals])}",
         *dict.fromkeys(_source(use.bandwidth) for use in uses),
         "",
         *_table([_HEAD, *(_row(labels[use.group], use) for use in uses)]),
@@ -87,10 +150,12 @@ def explain(title: str, members: Iterable[tuple[str, Member, torch.dtype]]) -> s
     return "\n".join(lines)
 
 
-def _use(name: str, member: Member, gradient: torch.dtype) -> _Use:
-    key, program = member.key(gradient), member.program()
-    num_bytes = _num_bytes(program, member, gradient)
-    return _Use(name, member, key, program, num_bytes, _bandwidth(member.var.device))
+def _use(part: Part) -> _Use:
+    member, program = part.member, part.member.program()
+    num_bytes = _num_bytes(program, member, part.gradient)
+    if part.rows is not None:
+        num_bytes //= max(1, member.var.shape[0])
+    return _Use(part, part.key, program, num_bytes, _bandwidth(member.var.device))
 
 
 def _bandwidth(device: torch.device) -> Bandwidth | None:
@@ -125,22 +190,21 @@ def _read_by(program: Program, number: int) -> list[str]:
 
 
 def _row(label: str, use: _Use) -> tuple[str, ...]:
-    shape = "×".join(map(str, use.member.var.shape)) or "()"
-    size, time = _size(use.num_bytes), _time([use])
-    return (use.name, shape, use.key.rule.name, label, size, time)
+    shape = "×".join(map(str, use.part.member.var.shape)) or "()"
+    each = "" if use.is_whole else _A_ROW
+    size, time = _size(use.num_bytes) + each, _time([use]) + each
+    return (use.part.name, shape, use.key.rule.name, label, size, time)
 
 
 def _kernel_row(label: str, uses: _Group) -> tuple[str, ...]:
     key, passes = uses[0].key, uses[0].program.num_passes
-    place = _place(*uses[0].group) + (f", {passes} passes" if passes > 1 else "")
+    place = uses[0].part.runs_in() + (f", {passes} passes" if passes > 1 else "")
     size, time = _size(_total(uses)), _time(uses)
+    if not uses[0].is_whole:  # nobody knows how many of each
+        sizes = sorted({use.num_bytes for use in uses})
+        size = "–".join(map(_size, dict.fromkeys([sizes[0], sizes[-1]]))) + _A_ROW
+        time = ""
     return (label, place, _dtypes(key), str(len(uses)), size, time)
-
-
-def _place(key: KernelKey, device: torch.device) -> str:
-    if device.type == "cpu":
-        return "C" if compile_rule(key).backend == "c" else "interpreter"
-    return "Triton" if device.type == "cuda" and has_triton() else "interpreter"
 
 
 def _dtypes(key: KernelKey) -> str:
@@ -172,6 +236,8 @@ def _time(uses: _Group) -> str:
     microseconds = 1e6 * sum(known)
     if microseconds >= 1000:
         return f"{microseconds / 1000:.2f} ms"
+    if microseconds < _LEAST:
+        return f"{microseconds * 1000:.1f} ns"
     return f"{microseconds:.2f} µs"
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from thalweg.compiler import Kernel, KernelKey, compile_rules, interpret
+from thalweg.compiler import Kernel, KernelKey, compile_rules
 from thalweg.errors import message
-from thalweg.state import name_of
 from thalweg.step.bulk import Addresses, Apart, Places, Writes
 from thalweg.step.compose import STEP
 from thalweg.step.device_clock import StepClock
@@ -19,6 +18,7 @@ from thalweg.step.device_fold import DeviceFold
 from thalweg.step.device_group import DeviceGroup, device_groups
 from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.group import Group, Member
+from thalweg.step.interpreted import check_whole, run_interpreted
 from thalweg.step.norms import HostClip, SquaredNorms
 from thalweg.step.overlaps import extent, overlap
 from thalweg.step.recognition import Recognition
@@ -47,6 +47,7 @@ class Plan:
         variables: The variables, in the order of the gradients.
         recognition: Tells quickly whether a step is like the one before.
         clock: Counts steps on the device that all variables are on, if it is given.
+        owns_rows: Whether gradients are scaled one by one, not all alike.
 
     Making it checks every tensor, compiles what is missing and fills the tables;
     nothing is written. A later step over the same variables only writes pointers
@@ -76,6 +77,7 @@ class Plan:
         self.clock: StepClock | None = None
         self._own_clock: StepClock | None = None
         self._where = where
+        self.owns_rows = owns_rows
         written = [tensor for m in members for tensor in m.tensors]
         self._places = Places(written)
         self._addresses = Addresses(len(self.variables))
@@ -100,7 +102,7 @@ class Plan:
         self._clips: dict[object, HostClip] = {}
         self._interpreted = [(i, m) for i, m in enumerate(members) if not has_kernel[i]]
         for _, member in self._interpreted:
-            _check_whole(where, member)
+            check_whole(where, member)
         self._written = Writes(
             t for i, m in enumerate(members) if has_kernel[i] for t in m.tensors
         )
@@ -307,7 +309,7 @@ class Plan:
             group.run(num_threads)
         self._written.count()
         for position, member in self._interpreted:
-            _interpret(member, gradients[position], values)
+            run_interpreted(member, gradients[position], values)
         if clock is not None:
             clock.finish()
         self.unload()
@@ -370,31 +372,3 @@ def _groups(
         Group(kernel, [members[i] for i in chosen], chosen, owns_rows=owns_rows)
         for kernel, chosen in zip(kernels, positions.values(), strict=True)
     ]
-
-
-def _check_whole(where: str, member: Member) -> None:
-    """Refuse a shard where nothing can ask other ranks between the passes."""
-    if member.whole is not None and member.reduces_whole:
-        raise NotImplementedError(
-            message(
-                f"{where}: {name_of(member.var, 'a variable')}",
-                "a whole variable, or a device with kernels: the rule "
-                f"{member.rule.name} reduces over all of it",
-                f"a shard on {member.var.device}",
-                "Install Triton there, or take a rule that reads single elements.",
-            )
-        )
-
-
-@torch.no_grad()
-def _interpret(
-    member: Member, gradient: torch.Tensor, values: Mapping[str, np.ndarray]
-) -> None:
-    """Update one variable on a device that has no kernels."""
-    scalars = {n: float(values[n][member.setting]) for n in member.rule.scalars}
-    tensors = (*member.tensors, gradient)
-    scalars |= member.rounding_columns
-    own = member.layouts, member.rounded
-    new = interpret(member.rule, {}, tensors, scalars, *own)
-    for old, value in zip(member.tensors, new, strict=True):
-        old.copy_(value)

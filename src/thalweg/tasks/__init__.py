@@ -5,8 +5,22 @@ own sources) and `skipgram` (embeddings of the identifiers in them). A new task 
 one new module with a `TASK`.
 """
 
+from thalweg.tasks.comparison import Grid, Standing, compare, verdict
 from thalweg.tasks.registry import get, names
 from thalweg.tasks.task import Problem, Split, Task
 from thalweg.tasks.training_run import Options, Outcome, train
 
-__all__ = ["Options", "Outcome", "Problem", "Split", "Task", "get", "names", "train"]
+__all__ = [
+    "Grid",
+    "Options",
+    "Outcome",
+    "Problem",
+    "Split",
+    "Standing",
+    "Task",
+    "compare",
+    "get",
+    "names",
+    "train",
+    "verdict",
+]

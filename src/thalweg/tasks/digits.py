@@ -75,5 +75,6 @@ TASK = Task(
     epochs=30,
     batch_size=32,
     load=load,
+    higher_is_better=True,
     num_threads=1,
 )

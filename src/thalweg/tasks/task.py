@@ -59,6 +59,7 @@ class Task:
         epochs: Passes over the training data.
         batch_size: Rows in a batch.
         load: Reads the data; deterministic.
+        higher_is_better: Whether a higher figure is a better one.
         num_threads: At most so many threads: on small matrices more of them only wait
             for each other, for a very long time where the machine is busy. None
             leaves torch's number.
@@ -72,4 +73,5 @@ class Task:
     epochs: int
     batch_size: int
     load: Callable[[], Problem]
+    higher_is_better: bool = False
     num_threads: int | None = None

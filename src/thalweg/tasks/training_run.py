@@ -158,14 +158,14 @@ def train(
     # the data are read.
     _optimizer(task, options)
     strategy = _strategy(options)
-    _seed(options.seed)
+    set_seeds(options.seed)
     problem = task.load()
-    with strategy.scope(), _threads(task.num_threads):
+    with strategy.scope(), at_most_threads(task.num_threads):
         run = _prepare(task, problem, options)
         if announce is not None:
             announce(_introduction(task, problem, run))
         seconds = _fit(task, problem, options, run)
-        logs = _evaluate(problem, run.model, options.batch_size or task.batch_size)
+        logs = evaluate(problem, run.model, options.batch_size or task.batch_size)
         report = problem.report(run.model)
     return Outcome(
         task=task.name,
@@ -227,14 +227,15 @@ def _optimizer(task: Task, options: Options) -> optimizers.Optimizer:
     return optimizers.get({"class_name": name, "config": config})
 
 
-def _seed(seed: int) -> None:
+def set_seeds(seed: int) -> None:
+    """Seed every source of random numbers that a run draws from."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 @contextlib.contextmanager
-def _threads(most: int | None) -> Iterator[None]:
+def at_most_threads(most: int | None) -> Iterator[None]:
     """Let torch use at most so many threads, and put its number back."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, most or before))
@@ -298,7 +299,8 @@ def _fit(task: Task, problem: Problem, options: Options, run: _Run) -> float:
     return time.perf_counter() - start
 
 
-def _evaluate(problem: Problem, model: Model, batch_size: int) -> dict[str, float]:
+def evaluate(problem: Problem, model: Model, batch_size: int) -> dict[str, float]:
+    """The logs of a problem's held-out data."""
     x, y = problem.test.x, problem.test.y
     figures = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
     return cast(dict[str, float], figures)

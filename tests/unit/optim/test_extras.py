@@ -73,6 +73,25 @@ def test_a_nan_is_an_error_that_changes_nothing() -> None:
     assert all(map(torch.equal, before, held))
 
 
+@pytest.mark.parametrize("kind", ["module", "named", "group", "unnamed"])
+def test_an_error_calls_parameters_by_their_names(kind: str) -> None:
+    model = torch.nn.Linear(2, 1)
+    parameters: dict[str, Any] = {
+        "module": model,
+        "named": model.named_parameters(),
+        "group": [{"params": list(model.named_parameters())}],
+        "unnamed": model.parameters(),
+    }
+    optimizer = optim.SGD(parameters[kind], lr=0.1, nonfinite="error")
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    names = "weight, bias"
+    if kind == "unnamed":
+        names = r"an unnamed one of shape \(1, 2\), an unnamed one of shape \(1,\)"
+    with pytest.raises(FloatingPointError, match=f"in those of {names}"):
+        optimizer.step()
+
+
 def test_a_sparse_gradient_is_checked_and_clipped_with_the_others() -> None:
     embedding, dense = table(), torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
     plain = torch.nn.Parameter(embedding.weight.detach().clone())

@@ -80,3 +80,22 @@ def test_a_deep_copy_shares_nothing() -> None:
     assert step(copied, c, d) != step(optimizer, a, b)
     assert copied.get_slot(c, "momentum") is not optimizer.get_slot(a, "momentum")
     assert copied.iterations is not optimizer.iterations
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_shallow_copy_of_a_loss_scale_has_its_own_inner_numbers(
+    dynamic: bool,
+) -> None:
+    weight = tw.Variable([1.0])
+    inner = tw.optimizers.SGD(0.5)
+    optimizer = tw.mixed_precision.LossScaleOptimizer(inner, dynamic, 4.0)
+    optimizer.apply_gradients([(torch.ones(1), weight)])
+    copied = copy.copy(optimizer)
+    copied.learning_rate = 0.25
+    assert (optimizer.learning_rate, copied.learning_rate) == (0.5, 0.25)
+    assert copied.inner_optimizer is not inner
+    copied.minimize(lambda: weight.sum(), [weight])
+    assert weight.item() == 0.25
+    assert copied.iterations is optimizer.iterations
+    assert float(copied.loss_scale) == float(optimizer.loss_scale) == 4.0
+    assert copied.get_config()["dynamic"] is dynamic

@@ -311,3 +311,68 @@ def test_an_attribute_that_is_close_to_one_is_answered_shortly() -> None:
         _ = Signed().learningrate  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match=r"has no attribute 'zzzz'\.$"):
         _ = Signed().zzzz  # pyright: ignore[reportAttributeAccessIssue]
+
+
+KERAS_2 = {
+    "SGD": ("momentum", "nesterov"),
+    "Adam": ("beta_1", "beta_2", "epsilon", "amsgrad"),
+    "Adamax": ("beta_1", "beta_2", "epsilon"),
+    "Nadam": ("beta_1", "beta_2", "epsilon"),
+    "Adagrad": ("initial_accumulator_value", "epsilon"),
+    "Adadelta": ("rho", "epsilon"),
+    "RMSprop": ("rho", "momentum", "epsilon", "centered"),
+    "Ftrl": (
+        "learning_rate_power",
+        "initial_accumulator_value",
+        "l1_regularization_strength",
+        "l2_regularization_strength",
+    ),
+}
+KERAS_3 = {
+    "Lion": ("beta_1", "beta_2", "weight_decay"),
+    "Lamb": ("beta_1", "beta_2", "epsilon", "weight_decay"),
+}
+PLACES = {
+    **{name: ("learning_rate", *names, "name") for name, names in KERAS_2.items()},
+    **{name: ("learning_rate", *names) for name, names in KERAS_3.items()},
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_arguments_by_position_are_where_keras_has_them(name: str) -> None:
+    parameters = inspect.signature(getattr(tw.optimizers, name)).parameters.values()
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert tuple(p.name for p in parameters if p.kind is kind) == PLACES[name]
+
+
+def test_a_name_or_a_decay_may_be_given_by_position() -> None:
+    sgd: Any = tw.optimizers.SGD
+    assert sgd(0.1, 0.9, False, "mine").get_config()["name"] == "mine"
+    lion: Any = tw.optimizers.Lion
+    assert lion(0.1, 0.9, 0.99, 0.5).weight_decay == 0.5
+    assert lion(0.1, 0.9, 0.99).weight_decay is None
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        lion(0.1, 0.9, 0.99, 0.5, "mine")
+
+
+@pytest.mark.parametrize("name", [3, True, b"mine"])
+def test_a_name_is_a_string(name: Any) -> None:
+    with pytest.raises(TypeError, match="Adam: name: expected a string or None"):
+        tw.optimizers.Adam(name=name)
+    with pytest.raises(TypeError, match=r"SGD: name: .*given by name"):
+        tw.optimizers.SGD(0.1, 0.9, False, name)  # pyright: ignore[reportCallIssue]
+
+
+def test_lion_needs_a_momentum_in_its_direction() -> None:
+    with pytest.raises(ValueError, match=r"beta_1: expected a number > 0.0 and < 1.0"):
+        tw.optimizers.Lion(beta_1=0.0)
+    assert tw.optimizers.Lion(beta_1=1e-3, beta_2=0.0).beta_2 == 0.0
+
+
+def test_extras_are_given_by_name_only() -> None:
+    shown = repr(tw.optimizers.SGD.torch_formula)
+    assert shown == "Flag(default=False, kw_only=True)"
+    shown = repr(tw.optimizers.Ftrl.beta)
+    assert shown == "Hyper(default=0.0, low=0.0, kw_only=True)"
+    with pytest.raises(TypeError, match="too many positional"):
+        tw.optimizers.Adam(0.1, 0.9, 0.9, 1e-7, False, None, True)  # pyright: ignore[reportCallIssue]

@@ -121,3 +121,86 @@ def test_a_class_that_updates_by_hand_has_no_kernel() -> None:
 def test_another_device_is_refused() -> None:
     with pytest.raises(ValueError, match="'cpu' or 'cuda'"):
         tw.optimizers.SGD().kernel_source("tpu")
+
+
+def rows_of(count: int, width: int, dtype: torch.dtype = torch.float32) -> Any:
+    indices = torch.arange(count) % 2
+    return tw.IndexedSlices(torch.ones(count, width, dtype=dtype), indices)
+
+
+def heads_of(text: str) -> list[str]:
+    """Rule and mode of each kernel."""
+    return [line[3:] for line in text.splitlines() if line.startswith("/* ")]
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_a_new_optimizer_shows_its_kernel_of_rows(cls: type[tw.Optimizer]) -> None:
+    optimizer = cls()
+    (head,) = heads_of(optimizer.kernel_source(sparse=True))
+    assert head.endswith(", dense" if cls is tw.optimizers.Lamb else ", sum")
+    assert heads_of(optimizer.kernel_source()) == heads_of(
+        optimizer.kernel_source(sparse=False)
+    )
+    ast.parse(optimizer.kernel_source("cuda", sparse=True))
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode"), [("rows", "sum"), ("exact", "dense"), ("keras", "sequence")]
+)
+def test_the_kernel_of_rows_is_that_of_the_policy(policy: str, mode: str) -> None:
+    optimizer = tw.optimizers.SGD(sparse_update=policy)
+    head = f"gradient_descent, {mode}"
+    assert heads_of(optimizer.kernel_source(sparse=True)) == [head]
+    weight = tw.Variable(torch.ones(4, 2))
+    optimizer.apply_gradients([(rows_of(3, 2), weight)])
+    assert heads_of(optimizer.kernel_source()) == [head]
+    assert ("touched rows" in optimizer.explain()) is (mode != "dense")
+
+
+def test_after_sparse_gradients_the_kernel_of_rows_is_shown() -> None:
+    keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
+    optimizer = tw.optimizers.Adam()
+    table = tw.Variable(torch.ones(100, 8), name="table")
+    bias = tw.Variable(torch.ones(10), name="bias")
+    for _ in range(3):  # the third one is repeated
+        optimizer.apply_gradients([(rows_of(3, 8, torch.bfloat16), table)])
+        head, _, _, _, line, _, _, kernel = optimizer.explain().splitlines()
+        assert head == "Adam: variables: 1, launches: 1, and touched rows"
+        # Of three tensors a row is read and written, and of the gradient 16 bytes.
+        assert line.split(maxsplit=5)[5] == "208 B a row  0.21 µs a row"
+        assert "C, touched rows  float32: var m v, bfloat16: grad  1" in kernel
+        text = optimizer.kernel_source()
+        assert heads_of(text) == ["adam, sum"]
+        assert tensors_of(text) == ["var float32, m float32, v float32, grad bfloat16"]
+    optimizer.apply_gradients([(rows_of(3, 8), table), (torch.ones(10), bias)])
+    head, *_, whole = optimizer.explain().splitlines()
+    assert head.startswith("Adam: variables: 2, launches: 2, 280 B, 0.28 µs, and tou")
+    assert whole.split()[:3] == ["adam", "#2", "C"]
+    assert heads_of(optimizer.kernel_source()) == ["adam, dense", "adam, sum"]
+    assert heads_of(optimizer.kernel_source(sparse=False)) == ["adam, dense"]
+
+
+def test_a_variable_with_gradients_of_both_kinds_has_two_lines() -> None:
+    optimizer = tw.optimizers.SGD()
+    table = tw.Variable(torch.ones(4, 2), name="table")
+    for gradient in (rows_of(3, 2), torch.ones(4, 2)):
+        optimizer.apply_gradients([(gradient, table)])
+    lines = optimizer.explain().splitlines()
+    assert lines[0].startswith("SGD: variables: 1, launches: 2, ")
+    assert [line.split()[:2] for line in lines[4:6]] == [["table", "4×2"]] * 2
+    assert ["a row" in line for line in lines[4:6]] == [False, True]
+
+
+def test_kernels_of_rows_of_several_widths_tell_the_range() -> None:
+    optimizer = tw.optimizers.SGD()
+    pairs = [(rows_of(3, w), tw.Variable(torch.ones(4, w))) for w in (2, 8)]
+    optimizer.apply_gradients(pairs)
+    assert "24 B–96 B a row" in optimizer.explain().splitlines()[-1]
+
+
+def test_a_variable_without_rows_has_no_kernel_of_rows() -> None:
+    optimizer = tw.optimizers.SGD()
+    optimizer.build([tw.Variable(1.0)])
+    assert heads_of(optimizer.kernel_source()) == ["gradient_descent, dense"]
+    with pytest.raises(TypeError, match="a kernel of touched rows; got SGD"):
+        optimizer.kernel_source(sparse=True)

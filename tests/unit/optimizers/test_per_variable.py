@@ -143,7 +143,13 @@ def test_unknown_sparse_policy_is_refused(given: object) -> None:
         tw.optimizers.SGD(sparse_update=given)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("given", ["bfloat16", {"m": "int8"}, {"m": "float99"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("bfloat16", {"m": "int8"}, {"m": "float99"}),
+        *({"m": "float8_e4m3fn"}, {"v": torch.float8_e5m2}),
+    ],
+)
 def test_unknown_slot_dtype_is_refused(given: object) -> None:
     with pytest.raises((TypeError, ValueError), match="slot_dtypes"):
         tw.optimizers.Adam(slot_dtypes=given)  # pyright: ignore[reportArgumentType]
@@ -159,13 +165,7 @@ def test_slot_dtypes_by_name() -> None:
     assert optimizer.get_config()["slot_dtypes"] == {"m": "bfloat16", "v": "float64"}
 
 
-def test_accumulation_over_0_steps_is_keras_3s_word_for_none() -> None:
-    assert tw.optimizers.SGD(gradient_accumulation_steps=0).get_config() == (
-        tw.optimizers.SGD().get_config()
-    )
-
-
-@pytest.mark.parametrize("steps", [1, -1, 2.0, True])
+@pytest.mark.parametrize("steps", [0, 1, -1, 2.0, True])
 def test_a_count_that_is_none_says_what_to_do(steps: Any) -> None:
     part = r"a whole number of steps >= 2, or None; got .*Leave it out"
     with pytest.raises(ValueError, match=part):
@@ -173,3 +173,68 @@ def test_a_count_that_is_none_says_what_to_do(steps: Any) -> None:
     part = r"a whole number of steps >= 1, or None; got 0"
     with pytest.raises(ValueError, match=part):
         tw.optimizers.SGD(use_ema=True, ema_overwrite_frequency=0)
+
+
+@pytest.mark.parametrize("given", ["float64", torch.float64, "float8_e5m2", "int8"])
+def test_a_copy_that_is_not_of_less_bits_is_refused(given: Any) -> None:
+    part = "low_precision_copy: expected a dtype among float16, bfloat16, float32; got"
+    with pytest.raises(ValueError, match=part):
+        tw.optimizers.Adam(low_precision_copy=given)
+
+
+def test_a_factor_needs_a_weight_decay() -> None:
+    table = {"*bias": {"weight_decay": tw.scale(0.5)}}
+    part = r"Lion: per_variable\['\*bias'\]: .*weight_decay.*Pass weight_decay="
+    with pytest.raises(ValueError, match=part):
+        tw.optimizers.Lion(per_variable=table)
+    config = {"per_variable": {"*bias": {"weight_decay": {"scale": 0.5}}}}
+    with pytest.raises(ValueError, match=part):
+        tw.optimizers.Lion.from_config(config)
+    optimizer = tw.optimizers.Lion(weight_decay=0.1, per_variable=table)
+    with pytest.raises(ValueError, match=part):
+        optimizer.weight_decay = None
+    assert optimizer.weight_decay == 0.1
+    assert "scale(0.5)" in repr(optimizer)
+    assert tw.optimizers.AdamW(per_variable=table).weight_decay == 0.004
+
+
+class ByHand(tw.Optimizer):
+    """Sets its weight decay after the constructor of the base, if at all."""
+
+    def __init__(self, weight_decay: float | None = None, **options: Any) -> None:
+        super().__init__("ByHand", **options)
+        if weight_decay is not None:
+            self._set_hyper("weight_decay", weight_decay)
+        self._set_hyper("learning_rate", 1.0)
+
+    def _resource_apply_dense(
+        self, grad: Any, var: Any, apply_state: Any = None
+    ) -> None:
+        del apply_state
+        var.assign_sub(grad)
+
+
+def test_a_class_with_a_constructor_of_its_own_may_set_the_decay_later() -> None:
+    table = {"weight": {"weight_decay": tw.scale(0.5)}}
+    weight = tw.Variable([1.0], name="weight")
+    pairs = [(torch.zeros(1), weight)]
+    with pytest.raises(ValueError, match=r"ByHand: per_variable.*Pass weight_decay="):
+        ByHand(per_variable=table).apply_gradients(pairs)
+    assert weight.item() == 1.0
+    ByHand(0.5, per_variable=table).apply_gradients(pairs)
+    assert weight.item() == 0.75
+
+
+def test_a_class_that_declares_a_weight_decay_keeps_one() -> None:
+    optimizer = tw.optimizers.AdamW()
+    with pytest.raises(TypeError, match="AdamW: weight_decay: expected a number"):
+        optimizer.weight_decay = None  # pyright: ignore[reportAttributeAccessIssue]
+    assert optimizer.weight_decay == 0.004
+
+
+@pytest.mark.parametrize("factor", ["2", True, None, float("nan"), float("inf")])
+def test_a_factor_is_a_finite_number(factor: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="scale: expected a number; got"):
+        tw.scale(factor)
+    with pytest.raises((TypeError, ValueError), match="scale: expected a number; got"):
+        tw.optimizers.Adam(per_variable={"*": {"beta_1": {"scale": factor}}})

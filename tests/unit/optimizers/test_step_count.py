@@ -33,7 +33,10 @@ def device() -> Iterator[None]:
         for room in ROOMS:
             m.setattr(f"thalweg.{room}.has_device_kernels", lambda device: True)
         m.setattr("thalweg.step.plan._groups", lambda *_, **__: [])
-        m.setattr(RowUpdate, "has_kernel", lambda self: False)
+        has_kernel: Any = RowUpdate.has_kernel  # asked without a device by the host
+        m.setattr(
+            RowUpdate, "has_kernel", lambda u, *on: bool(on) and has_kernel(u, *on)
+        )
         m.setitem(DeviceClock.__init__.__kwdefaults__, "horizon", 32)
         yield
 

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,3 +205,15 @@ def test_power_has_no_overflow_error() -> None:
     assert power(2.0, 3) == 8.0
     assert power(0.0, 0) == 1.0
     assert power(10.0, 1e6) == float("inf")
+
+
+@pytest.mark.parametrize("given", ["no", 1, None])
+def test_a_switch_is_a_bool(given: Any) -> None:
+    part = r"ExponentialDecay: staircase: expected True or False; got .*Pass a bool"
+    with pytest.raises(TypeError, match=part):
+        schedules.ExponentialDecay(0.1, 2, 0.5, staircase=given)
+    with pytest.raises(TypeError, match="PolynomialDecay: cycle: expected True or"):
+        schedules.PolynomialDecay(0.1, 2, cycle=given)
+    config = DECAY.get_config() | {"staircase": given}
+    with pytest.raises(TypeError, match="InverseTimeDecay: staircase"):
+        schedules.InverseTimeDecay.from_config(config)

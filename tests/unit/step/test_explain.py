@@ -12,7 +12,7 @@ from thalweg import rules
 from thalweg.compiler import Rule
 from thalweg.step import Member
 from thalweg.step.bandwidth import Bandwidth, keep_bandwidth
-from thalweg.step.explain import explain
+from thalweg.step.explain import Part, explain
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def member(rule: Any, *sizes: int, layouts: tuple[str, ...] = ()) -> Member:
 def explained(
     title: str, *members: tuple[str, Member], gradient: torch.dtype = torch.float32
 ) -> str:
-    return explain(title, [(name, member, gradient) for name, member in members])
+    return explain(title, [Part(name, made, gradient) for name, made in members])
 
 
 def test_bytes_are_those_read_and_written() -> None:
@@ -101,3 +101,26 @@ def test_a_device_without_kernels_and_measurement_is_told() -> None:
     assert "variables: 2, launches: 2, 24.0 kB, ?" in text
     assert "not known" in text
     assert "Expected at 1.0 GB/s" in text
+
+
+def test_short_times_are_told_in_nanoseconds() -> None:
+    keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
+    text = explained("SGD", ("a", member(rules.gradient_descent, 4)))
+    assert text.splitlines()[0] == "SGD: variables: 1, launches: 1, 48 B, 48.0 ns"
+
+
+def test_touched_rows_cost_by_the_row() -> None:
+    keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
+    made = member(rules.gradient_descent, 4)
+    wide = Member(made.rule, (torch.ones(10, 100),), (), 0, made.flags)
+    parts = [
+        Part("a", made, torch.float32),
+        Part("b", wide, torch.bfloat16, "sum"),
+    ]
+    head, _, _, _, whole, rows, _, _, _, kernel = explain("SGD", parts).splitlines()
+    assert head == "SGD: variables: 2, launches: 2, 48 B, 48.0 ns, and touched rows"
+    assert whole.split()[5:] == ["48", "B", "48.0", "ns"]
+    assert " ".join(rows.split()[5:]) == "1.0 kB a row 1.00 µs a row"
+    assert "interpreter, touched rows" in kernel
+    assert parts[1].key.mode == "sum"
+    assert (parts[0].is_compiled, parts[1].is_compiled) == (True, True)
