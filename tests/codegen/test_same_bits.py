@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -10,11 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.codegen.bits import filled, run_dense, run_rows, same_bits
-from thalweg.compiler import KernelKey, Rule, compile_rules
+from thalweg.compiler import Kernel, KernelKey, Rule, compile_rules
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ROW_DTYPES = (torch.float32, torch.bfloat16)
 COUNTS = (1003, 1003, 17_003, 17_003)
 """Elements of one rule after the other: memory is fetched ahead in long pieces."""
 SCALARS = {"a": 0.1, "b": -1.75, "zero": 0.0}
@@ -113,6 +115,67 @@ def test_random_rules_have_the_interpreters_bits(pairs: list[tuple[Any, Any]]) -
         expected = run_dense(kernel, tensors, SCALARS, compiled=False)
         for got, wanted in zip(new, expected, strict=True):
             assert same_bits(got, wanted), kernel.source
+
+
+@settings(
+    max_examples=3,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+)
+@given(st.lists(st.tuples(trees, trees, st.integers(1, 70)), min_size=8, max_size=9))
+def test_random_rules_do_to_rows_what_they_do_to_all(
+    drawn: list[tuple[Any, Any, int]],
+) -> None:
+    modes: list[Any] = ["sum", "sequence"]
+    keys: list[KernelKey] = []
+    for number, (first, second, _) in enumerate(drawn):
+        rule, dtype = rule_of(first, second), ROW_DTYPES[number % 2]
+        # The sum of a row's gradients is rounded once, where it is stored.
+        keys.append(KernelKey(rule, (), (dtype, dtype, torch.float32)))
+        keys += [KernelKey(rule, (), (dtype,) * 3, mode) for mode in modes]
+    kernels = compile_rules(keys)
+    for number, (*_, width) in enumerate(drawn):
+        dense, *rows = kernels[3 * number : 3 * number + 3]
+        generator = torch.Generator().manual_seed(number)
+        indices = torch.randint(40, (90,), generator=generator)
+        dtype = ROW_DTYPES[number % 2]
+        tensors = [
+            filled(count * width, dtype, shift).reshape(count, width)
+            for shift, count in enumerate((50, 50, 90))
+        ]
+        for kernel in rows:
+            new = run_rows(kernel, tensors, indices, SCALARS, compiled=True)
+            expected = run_rows(kernel, tensors, indices, SCALARS, compiled=False)
+            whole = one_after_the_other(dense, tensors, indices, kernel.key.mode)
+            for got, wanted, other in zip(new[:2], expected[:2], whole, strict=True):
+                assert same_bits(got, wanted), kernel.source
+                assert same_bits(got, other), kernel.source
+
+
+def one_after_the_other(
+    dense: Kernel, tensors: Sequence[Tensor], indices: Tensor, mode: str
+) -> list[Tensor]:
+    """What updates of the touched rows alone, as if they were all, come to."""
+    turns: list[dict[int, Tensor]] = [{}]
+    for index, value in zip(indices.tolist(), tensors[-1].float(), strict=True):
+        if mode == "sum":
+            known = turns[0].get(index)
+            turns[0][index] = value if known is None else known + value
+            continue
+        turn = sum(index in earlier for earlier in turns)
+        if turn == len(turns):
+            turns.append({})
+        turns[turn][index] = value
+    held = [tensor.clone() for tensor in tensors[:-1]]
+    for turn in turns:
+        rows = torch.tensor(list(turn))
+        given = [*(tensor[rows] for tensor in held), torch.stack(list(turn.values()))]
+        new = run_dense(dense, given, SCALARS, compiled=True)
+        for tensor, value in zip(held, new, strict=False):
+            tensor[rows] = value
+    return held
 
 
 def mixed(number: int) -> tuple[torch.dtype, ...]:

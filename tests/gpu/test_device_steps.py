@@ -34,7 +34,8 @@ from thalweg.step.device_norms import DeviceClip, DeviceNorms
 from thalweg.step.device_rows import DeviceRows
 from thalweg.step.group import Group, Member
 from thalweg.step.norms import HostClip, SquaredNorms
-from thalweg.step.rows import RowUpdate, launch_row_updates
+from thalweg.step.row_updates import RowUpdate
+from thalweg.step.rows import launch_row_updates
 
 pytestmark = [
     pytest.mark.gpu,

@@ -47,6 +47,7 @@ from thalweg.compiler.trace import ShapeNeededError, trace
 __all__ = [
     "Interpreter",
     "interpret",
+    "interpret_program",
     "program_for",
     "program_of",
 ]
@@ -98,8 +99,6 @@ def interpret(
     scalars: Mapping[str, float],
     layouts: Sequence[str] = (),
     rounded: Sequence[str] = (),
-    places: np.ndarray[Any, Any] | None = None,
-    turn: int = 0,
 ) -> tuple[Tensor, ...]:
     """Compute a rule on whole tensors without changing them.
 
@@ -110,8 +109,6 @@ def interpret(
         scalars: A number for each scalar of the rule, and what `rounded` needs.
         layouts: For each slot "like", "row" or "scalar"; all "like" by default.
         rounded: Outputs that are rounded stochastically, see `rounding`.
-        places: For these, where in the variable each element lies; in order if None.
-        turn: For these, how many gradients of the same elements came before.
 
     Returns:
         New variable and new slots, each of the shape and dtype of the old one.
@@ -131,7 +128,30 @@ def interpret(
         program = program_of(rule, pairs, tuple(layouts))
     except ShapeNeededError:
         program = program_of(rule, pairs, tuple(layouts), (), shape)
-    program = with_rounding(program, tuple(rounded))
+    return interpret_program(with_rounding(program, tuple(rounded)), tensors, scalars)
+
+
+def interpret_program(
+    program: Program,
+    tensors: Sequence[Tensor],
+    scalars: Mapping[str, float],
+    places: np.ndarray[Any, Any] | None = None,
+    turn: int = 0,
+) -> tuple[Tensor, ...]:
+    """Compute a program on tensors without changing them.
+
+    Args:
+        program: The program; what it knows of a shape may be that of more rows.
+        tensors: Variable, slots and gradient in the order of the rule.
+        scalars: A number for each scalar of the rule, and what rounding needs.
+        places: For stochastic rounding, where in the variable each element lies; in
+            order if None.
+        turn: For it, how many gradients of the same elements came before.
+
+    Returns:
+        New variable and new slots, each of the shape and dtype of the old one.
+    """
+    rule, shape = program.trace.rule, tuple(tensors[0].shape)
     dtypes = tuple(tensor.dtype for tensor in tensors)
     numbers = {name: float(value) for name, value in scalars.items()}
     numbers[NUM_ELEMENTS] = float(tensors[0].numel())

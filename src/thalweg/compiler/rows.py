@@ -20,7 +20,7 @@ from torch import Tensor
 from thalweg.compiler.build import Library, build
 from thalweg.errors import describe, message
 
-__all__ = ["RowTables", "RowWalk"]
+__all__ = ["RowTables", "RowWalk", "check_indices", "check_range"]
 
 _ITEM_COLUMNS = 5
 _ROWS_COLUMNS = 8
@@ -99,16 +99,8 @@ class RowTables:
             IndexError: If an index is negative or not below `num_rows`; then nothing
                 was added.
         """
-        if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
-            raise TypeError(
-                message(
-                    "rows",
-                    "a vector of int32 or int64 indices",
-                    describe(indices),
-                    "Convert the indices.",
-                )
-            )
-        _check_range(indices, num_rows)
+        check_indices(indices)
+        check_range(indices, num_rows)
         values = indices.numpy().astype(np.int64)
         sources = np.argsort(values, kind="stable")
         unique, first = np.unique(values[sources], return_index=True)
@@ -192,7 +184,7 @@ class RowWalk:
         sort = self._calls.short.thalweg_sort_rows
         if not sort(*self._arguments, *self._addresses, num_threads):
             for tensor, (num_rows, _) in zip(indices, self._shapes, strict=True):
-                _check_range(tensor, num_rows)
+                check_range(tensor, num_rows)
 
     def _reserve(self, count: int) -> None:
         """Make room for so many sources, and twice as many of half their size."""
@@ -216,7 +208,36 @@ class RowWalk:
         self._indices = ()
 
 
-def _check_range(indices: Tensor, num_rows: int) -> None:
+def check_indices(indices: Tensor) -> None:
+    """Refuse what is no list of rows.
+
+    Args:
+        indices: What may be one.
+
+    Raises:
+        TypeError: If it is no vector of int32 or int64.
+    """
+    if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
+        raise TypeError(
+            message(
+                "rows",
+                "a vector of int32 or int64 indices",
+                describe(indices),
+                "Convert the indices.",
+            )
+        )
+
+
+def check_range(indices: Tensor, num_rows: int) -> None:
+    """Refuse indices that name no row.
+
+    Args:
+        indices: int32 or int64, on the CPU.
+        num_rows: How many rows there are.
+
+    Raises:
+        IndexError: If one is negative or too large.
+    """
     wrong = np.flatnonzero((indices.numpy() < 0) | (indices.numpy() >= num_rows))
     if wrong.size:
         raise IndexError(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thalweg.errors import describe, message
+from thalweg.compiler.rows import check_indices
+from thalweg.errors import message
 
 __all__ = ["DeviceRowTables"]
 
@@ -98,15 +99,7 @@ class DeviceRowTables:
         Raises:
             TypeError: If the indices are not integers.
         """
-        if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
-            raise TypeError(
-                message(
-                    "rows",
-                    "a vector of int32 or int64 indices",
-                    describe(indices),
-                    "Convert the indices.",
-                )
-            )
+        check_indices(indices)
         count, base = indices.numel(), self.num_items
         if count == 0:
             return

@@ -25,6 +25,7 @@ from thalweg.step import (
     WEIGHT_DECAY,
     Member,
     Plan,
+    RowMode,
     RowUpdate,
     bind_rule,
     launch_dense,
@@ -242,6 +243,7 @@ class RuleApplication(StochasticRounding):
         """
         del apply_state
         entry = self._built_entry(var)
+        entry.rows = None
         member = self._member(self._bound_rule(), entry, handle_of(var))
         self._apply_member(member, grad)
 
@@ -267,14 +269,27 @@ class RuleApplication(StochasticRounding):
 
     def _row_update(self, slices: IndexedSlices, var: torch.Tensor) -> RowUpdate | None:
         """The update of touched rows; one that reads all rows is made at once."""
-        policy = self._settings.sparse_update
-        mode = self.keras_sparse if policy == "keras" else policy
-        member = self._member(self._bound_rule(), self._built_entry(var), var)
+        entry = self._built_entry(var)
+        member = self._member(self._bound_rule(), entry, var)
+        mode = self._row_mode(member)
         if mode == "decay":
             return self._apply_and_decay(slices, member)
-        if mode == "exact" or member.reduces_whole:
+        if mode == "exact":
             return self._apply_whole(slices, member)
-        return RowUpdate(member, slices, "sequence" if mode == "sequence" else "sum")
+        entry.rows = mode, slices.values.dtype
+        return RowUpdate(member, slices, mode)
+
+    def _row_mode(self, member: Member) -> RowMode | Literal["exact", "decay"]:
+        """How a sparse gradient of this variable acts."""
+        policy = self._settings.sparse_update
+        mode = self.keras_sparse if policy == "keras" else policy
+        if mode == "decay":
+            return "decay"
+        if mode == "exact" or member.reduces_whole:
+            return "exact"
+        # Decay and average go with the rule, and are due once for a row.
+        adds = mode != "sequence" or self._has_decay or self.use_ema
+        return "sum" if adds else "sequence"
 
     def _apply_whole(self, slices: IndexedSlices, member: Member) -> None:
         """The dense update with zero rows where there is no gradient."""

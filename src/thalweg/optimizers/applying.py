@@ -36,6 +36,7 @@ from thalweg.step import (
     Transforms,
     launch_row_updates,
 )
+from thalweg.step.tensors import check_overlap
 
 __all__ = ["Applying"]
 
@@ -238,6 +239,8 @@ class Applying(WholeRows):
         located, decayed = self._with_whole_rows(located, clock)
         dense = [x for x in located if not isinstance(x.gradient, IndexedSlices)]
         sparse = [x for x in located if isinstance(x.gradient, IndexedSlices)]
+        if dense and sparse:
+            check_overlap(self._name, [one.component for one in located])
         updates: list[RowUpdate | None] = []
         held: list[HeldRows] = []
         self._replay = None

@@ -12,6 +12,7 @@ from thalweg.errors import describe, message
 from thalweg.optimizers.variables import check_variable
 from thalweg.state import IndexedSlices, as_gradient, handle_of, name_of
 from thalweg.step.device_rows import kernels_check_rows
+from thalweg.step.tensors import check_readable
 
 __all__ = ["Pairs", "check_pairs", "filter_none", "take_pairs"]
 
@@ -174,8 +175,12 @@ def _check_gradient(index: int, grad: Any, variable: torch.Tensor) -> None:
             f"{tuple(values.shape)}, the variable has {tuple(variable.shape)}. Pass "
             "gradients in the order of the variables they belong to."
         )
-    if isinstance(grad, IndexedSlices) and not kernels_check_rows(variable):
-        grad.check_bounds(variable.shape[0])
+    if isinstance(grad, IndexedSlices):
+        where = f"apply_gradients: gradient for {_name(index, variable)}"
+        check_readable(where, "values", values.detach().resolve_neg())
+        check_readable(where, "indices", grad.indices)
+        if not kernels_check_rows(variable):
+            grad.check_bounds(variable.shape[0])
 
 
 def _name(index: int, variable: torch.Tensor) -> str:

@@ -99,7 +99,8 @@ def refuse_outside(op: str, indices: torch.Tensor, num_rows: int) -> None:
         return
     if is_dynamo_compiling():
         is_right = ((indices >= 0) & (indices < num_rows)).all()
-        torch.ops.aten._assert_async.msg(is_right, f"{op}: an index is not in [0, {num_rows})")
+        text = f"{op}: an index is not in [0, {num_rows})"
+        torch.ops.aten._assert_async.msg(is_right, text)
         return
     least, greatest = torch.aminmax(indices)
     if least.item() >= 0 and greatest.item() < num_rows:

@@ -15,6 +15,7 @@ import torch
 from torch.compiler import is_compiling
 
 from thalweg.compiler import KernelKey, Rule, kernel_source, reads_shape
+from thalweg.compiler.interpret import program_of
 from thalweg.errors import describe, message
 from thalweg.raw_ops.calls import refuse_call
 from thalweg.raw_ops.door import Door
@@ -57,6 +58,7 @@ class RawOp:
         reads_shape(self.rule, [(n, False) for n in self.rule.flags])
         switches = dict.fromkeys(self.rule.flags, "bool")
         if is_sparse:
+            _check_reductions(name, self.rule)
             switches["check_indices"] = "bool?"
         self._operator = Operator(
             self._run,
@@ -165,7 +167,7 @@ def raw_op(
             neither True nor False.
         TraceError: If the rule uses what the compiler cannot express.
         ValueError: If the name is that of another rule's op, or it or an argument's
-            name is taken or not ASCII.
+            name is taken or not ASCII; or if a rule for rows reduces over all of them.
 
     Example:
         >>> @tw.raw_ops.raw_op
@@ -280,6 +282,23 @@ def _check_flags(name: str, defaults: Mapping[str, Any]) -> None:
             where, expected = f"raw_op {name}: default of {flag}", "True or False"
             action = "Give it one of these, or none."
             raise TypeError(message(where, expected, describe(default), action))
+
+
+def _check_reductions(name: str, rule: Rule) -> None:
+    """Refuse a rule for rows that reads all of them.
+
+    One that does so by its flags, or for some shapes, is refused when it is called.
+    """
+    flags = tuple(sorted((flag, False) for flag in rule.flags))
+    if not reads_shape(rule, flags) and program_of(rule, flags).num_passes > 1:
+        raise ValueError(
+            message(
+                f"raw_op {name}",
+                "a rule that needs no row but its own, for sparse=True",
+                "one that reduces over the whole variable",
+                "Reduce over a row, with dim=-1, or leave sparse=True out.",
+            )
+        )
 
 
 def _arguments_of(

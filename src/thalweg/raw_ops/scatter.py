@@ -5,7 +5,7 @@ Duplicates of an index act one after the other, in order of appearance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from thalweg.raw_ops.door import RuleFunction
 from thalweg.raw_ops.indices import indices_of
 from thalweg.raw_ops.row_door import RowDoor
 from thalweg.state import IndexedSlices
+from thalweg.step.row_updates import rounds_of
 
 __all__ = [
     "ResourceScatterAdd",
@@ -331,7 +332,7 @@ def _scatter_exactly(
     if handle.dtype in _COPIED_AS:  # torch cannot select from these
         handle = handle.view(_COPIED_AS[handle.dtype])
         slices = slices.with_values(slices.values.view(handle.dtype))
-    for part in _rounds(slices):
+    for part in rounds_of(slices):
         rows = handle.index_select(0, part.indices)
         handle.index_copy_(0, part.indices, exact(rows, part.values))
 
@@ -344,17 +345,3 @@ def _divide(resource: Tensor, updates: Tensor) -> Tensor:
     safe = torch.where(updates == -1, 1, updates)
     quotient = torch.div(resource, safe, rounding_mode="trunc")
     return torch.where(updates == -1, -resource, quotient)
-
-
-def _rounds(slices: IndexedSlices) -> Iterator[IndexedSlices]:
-    """Cut slices into parts of unique indices that keep the order within a row."""
-    indices = slices.indices.long()
-    order = torch.argsort(indices, stable=True)
-    ranked = indices[order]
-    positions = torch.arange(len(indices), device=indices.device)
-    starts = torch.ones_like(positions, dtype=torch.bool)
-    starts[1:] = ranked[1:] != ranked[:-1]
-    occurrence = positions - torch.cummax(torch.where(starts, positions, 0), 0).values
-    for number in range(int(occurrence.max()) + 1 if len(indices) else 0):
-        chosen = order[occurrence == number]
-        yield IndexedSlices(slices.values[chosen], indices[chosen])

@@ -15,7 +15,8 @@ from thalweg.step.group import Member, Rounding
 from thalweg.step.launch import launch_dense, launch_rows
 from thalweg.step.plan import Plan
 from thalweg.step.recognition import Recognition
-from thalweg.step.rows import RowMode, RowUpdate, launch_row_updates
+from thalweg.step.row_updates import RowMode, RowUpdate
+from thalweg.step.rows import launch_row_updates
 from thalweg.step.transforms import NonFinite, Transforms, refuse_nonfinite
 
 __all__ = [

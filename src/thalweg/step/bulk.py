@@ -187,12 +187,16 @@ class Apart:
         self._table[2 * count + 1 :] = [*self._starts, *self._ends]
         self._calls = _calls()
         self._arguments = count, addresses.found_at, self._table.ctypes.data
+        self._seen: bytes | None = None
 
     def __bool__(self) -> bool:
         calls = self._calls
-        if calls is None:
-            return not self.touched()
-        return bool(calls.lie_apart(*self._arguments))
+        if calls is not None:
+            return bool(calls.lie_apart(*self._arguments))
+        found = self._addresses.found.tobytes()
+        if found != self._seen and not self.touched():
+            self._seen = found
+        return found == self._seen
 
     def touched(self) -> list[int]:
         """Numbers of those that touch what is written, or have no memory."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from thalweg.compiler import (
     NUM_ELEMENTS,
     ROW_LENGTH,
     KernelKey,
-    reads_shape,
 )
 from thalweg.compiler.triton_kernel import compile_triton
 from thalweg.compiler.triton_rows import DeviceRowTables
@@ -33,6 +32,7 @@ from thalweg.step.device_checks import LateErrors, errors_in_force
 from thalweg.step.device_kernel import DeviceLaunch, Mirror, has_device_kernels
 from thalweg.step.device_step import StepClock, clock_in_force
 from thalweg.step.group import Member
+from thalweg.step.row_updates import RowUpdate
 
 __all__ = [
     "DeviceRows",
@@ -207,31 +207,12 @@ def kernels_check_rows(variable: torch.Tensor) -> bool:
     return has_device_kernels(variable.device) and not is_distributed(variable)
 
 
-class Update(Protocol):
-    """What `launch_on_devices` asks of an update of touched rows."""
-
-    @property
-    def member(self) -> Member:
-        """Variable, slots, rule and setting."""
-        ...
-
-    @property
-    def slices(self) -> IndexedSlices:
-        """The gradient."""
-        ...
-
-    def key(self) -> KernelKey:
-        """The kernel that applies it."""
-        ...
-
-
-AnyUpdate = TypeVar("AnyUpdate", bound=Update)
-Groups = dict[tuple[KernelKey, torch.device], list[Any]]
+Groups = dict[tuple[KernelKey, torch.device], list[RowUpdate]]
 
 
 def launch_on_devices(
-    updates: Iterable[AnyUpdate], values: Mapping[str, np.ndarray]
-) -> list[AnyUpdate]:
+    updates: Iterable[RowUpdate], values: Mapping[str, np.ndarray]
+) -> list[RowUpdate]:
     """Apply the updates that kernels of a device can: one launch for each kernel.
 
     What the clock in force says holds for them, too. All indices are looked at before
@@ -250,11 +231,11 @@ def launch_on_devices(
             then.
     """
     groups: Groups = {}
-    left: list[AnyUpdate] = []
+    left: list[RowUpdate] = []
     for update in updates:
-        if _has_kernel(update):
-            place = update.key(), update.member.var.device
-            groups.setdefault(place, []).append(update)
+        device = update.member.var.device
+        if has_device_kernels(device) and update.has_kernel_on(device):
+            groups.setdefault((update.key(), device), []).append(update)
         else:
             left.append(update)
     for update in left:
@@ -268,7 +249,7 @@ def launch_on_devices(
 
 
 def launch_device_rows(
-    groups: Mapping[tuple[KernelKey, torch.device], Sequence[Update]],
+    groups: Mapping[tuple[KernelKey, torch.device], Sequence[RowUpdate]],
     values: Mapping[str, np.ndarray],
     clock: StepClock,
 ) -> None:
@@ -292,23 +273,6 @@ def launch_device_rows(
     for rows, device in loaded:
         scalars = clock.scalars if device == clock.device else None
         rows.run(verdict.to(device, non_blocking=True), scalars)
-
-
-def _has_kernel(update: Update) -> bool:
-    """Whether a kernel of the device can run straight on these tensors."""
-    member, slices = update.member, update.slices
-    floating = (*member.tensors, slices.values)
-    device = member.var.device
-    return (
-        has_device_kernels(device)
-        and member.var.ndim > 0
-        and all(t.is_floating_point() for t in floating)
-        and all(
-            t.device == device and t.is_contiguous() and not t.is_neg()
-            for t in (*floating, slices.indices)
-        )
-        and not reads_shape(member.rule, member.flags, member.layouts)
-    )
 
 
 def _width(var: torch.Tensor) -> int:

@@ -9,15 +9,13 @@ import torch
 
 from thalweg.compiler import KernelKey, compile_rule
 from thalweg.compiler.graph import Space, operands_of
-from thalweg.compiler.interpret import program_for
 from thalweg.compiler.program import Program
-from thalweg.compiler.trace import ShapeNeededError
 from thalweg.compiler.triton_kernel import has_triton
 from thalweg.state import IndexedSlices
 from thalweg.step.bandwidth import Bandwidth, read_bandwidth
 from thalweg.step.compose import GRADIENT_SCALE
 from thalweg.step.group import Member
-from thalweg.step.rows import RowMode, RowUpdate
+from thalweg.step.row_updates import RowMode, RowUpdate
 
 __all__ = ["Part", "explain"]
 
@@ -59,12 +57,8 @@ class Part:
     @property
     def is_compiled(self) -> bool:
         """Whether there is a kernel; some updates of rows are interpreted."""
-        if self.rows is None:
-            return True
-        try:
-            return self.member.var.ndim > 0 and bool(program_for(self.key))
-        except ShapeNeededError:
-            return False
+        var, reduces_rows = self.member.var, self.member.reduces_rows
+        return self.rows is None or (var.ndim > 0 and reduces_rows)
 
     def runs_in(self) -> str:
         """What runs the kernel, if there is one."""

@@ -75,6 +75,36 @@ class Member:
         for slot, layout in zip(slots, layouts, strict=True):
             if slot.shape != shape and not _lies_beside(slot, layout, shape):
                 self._refuse(slot)
+        if "row" in layouts and not self.reduces_rows:
+            self._refuse_axes()
+
+    def _refuse_axes(self) -> None:
+        """A kernel would find another number of rows than a slot has."""
+        axes, ndim = self.program().trace.row_axes, self.var.ndim
+        raise ValueError(
+            message(
+                f"{self.rule.name}: a slot of one number for each row",
+                f"reductions over all axes but the first: {ndim - 1} of {ndim}",
+                f"over the last {axes}",
+                "Reduce with dim=tuple(range(1, var.ndim)), or declare the slot "
+                "with shape='like'.",
+            )
+        )
+
+    def check_cut(self) -> None:
+        """Refuse a shard that holds parts of rows, which the rule reads as one."""
+        if self.whole is None or not self.program().uses_rows:
+            return
+        first = _first_axis(self.program().trace.row_axes, self.var)
+        if any(axis >= first for axis in self.whole.cut):
+            raise ValueError(
+                message(
+                    f"rule {self.rule.name}",
+                    "variables that are cut between rows",
+                    f"one of shape {self.shape} cut along {sorted(self.whole.cut)}",
+                    f"Shard it along an axis before axis {first}.",
+                )
+            )
 
     def _refuse(self, slot: torch.Tensor) -> None:
         """A kernel would write past the end of a slot."""
@@ -100,8 +130,14 @@ class Member:
 
     @property
     def reduces_whole(self) -> bool:
-        """Whether the rule reduces over the whole variable."""
-        return self.program().num_passes > 1
+        """Whether the rule reduces over all axes, be it without naming them."""
+        program = self.program()
+        return program.num_passes > 1 or program.trace.row_axes >= max(self.var.ndim, 1)
+
+    @property
+    def reduces_rows(self) -> bool:
+        """Whether what it reduces, if anything, is all that lies at one first index."""
+        return self.program().trace.row_axes in (0, self.var.ndim - 1)
 
     @property
     def rounded(self) -> tuple[str, ...]:
@@ -132,16 +168,18 @@ class Member:
             self.flags,
             (*(t.dtype for t in self.tensors), gradient),
             layouts=self.layouts,
-            shape=self._shape_read(),
+            shape=self.shape_read,
             rounding=self.rounded,
         )
 
-    def _shape_read(self) -> tuple[int | None, ...] | None:
+    @property
+    def shape_read(self) -> tuple[int | None, ...] | None:
+        """What the rule reads of the global shape."""
         return shape_read(self.rule, self.flags, self.layouts, self.shape)
 
     def program(self) -> Program:
         """The passes of the rule over this variable."""
-        return program_of(self.rule, self.flags, self.layouts, (), self._shape_read())
+        return program_of(self.rule, self.flags, self.layouts, (), self.shape_read)
 
 
 def _lies_beside(slot: torch.Tensor, layout: str, shape: torch.Size) -> bool:
@@ -177,8 +215,7 @@ class Group:
         columns = kernel.columns
         has_rows = ROW_LENGTH in columns.index
         for member in members:
-            if has_rows and member.whole is not None:
-                _check_rows(kernel, member)
+            member.check_cut()
         in_order = has_rows or bool(kernel.key.rounding)
         self._staged = [_Staged.of(m.tensors, in_order=in_order) for m in members]
         self._rows = _assign_rows(kernel, members, owns_rows=owns_rows)
@@ -348,25 +385,11 @@ def _assign_rows(
     return list(rows.values())
 
 
-def _first_axis(kernel: Kernel, var: torch.Tensor) -> int:
+def _first_axis(row_axes: int, var: torch.Tensor) -> int:
     """Where a row begins: with the axes a rule reduces over, or with the second."""
-    return var.ndim - (kernel.row_axes or max(var.ndim - 1, 0))
+    return var.ndim - (row_axes or max(var.ndim - 1, 0))
 
 
 def _row_length(kernel: Kernel, var: torch.Tensor) -> int:
     """Elements of a row."""
-    return math.prod(var.shape[_first_axis(kernel, var) :])
-
-
-def _check_rows(kernel: Kernel, member: Member) -> None:
-    """Refuse a shard that holds parts of rows, which the rule reads as one."""
-    first = _first_axis(kernel, member.var)
-    if member.whole is not None and any(axis >= first for axis in member.whole.cut):
-        raise ValueError(
-            message(
-                f"rule {kernel.key.rule.name}",
-                "variables that are cut between rows",
-                f"one of shape {member.shape} cut along {sorted(member.whole.cut)}",
-                f"Shard it along an axis before axis {first}.",
-            )
-        )
+    return math.prod(var.shape[_first_axis(kernel.row_axes, var) :])

@@ -11,7 +11,8 @@ from thalweg.compiler import Rule, interpret
 from thalweg.state import IndexedSlices
 from thalweg.step.batch import flush
 from thalweg.step.group import Member
-from thalweg.step.rows import RowMode, RowUpdate, launch_row_updates
+from thalweg.step.row_updates import RowMode, RowUpdate
+from thalweg.step.rows import launch_row_updates
 from thalweg.step.single import launcher_of
 
 __all__ = ["launch_dense", "launch_rows"]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from thalweg.compiler import Kernel, KernelKey, compile_rules
-from thalweg.errors import message
 from thalweg.step.bulk import Addresses, Apart, Places, Writes
 from thalweg.step.compose import STEP
 from thalweg.step.device_clock import StepClock
@@ -20,9 +19,8 @@ from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.group import Group, Member
 from thalweg.step.interpreted import check_whole, run_interpreted
 from thalweg.step.norms import HostClip, SquaredNorms
-from thalweg.step.overlaps import extent, overlap
 from thalweg.step.recognition import Recognition
-from thalweg.step.tensors import check_readable, check_writable
+from thalweg.step.tensors import check_overlap, check_readable, check_writable
 
 __all__ = ["Plan"]
 
@@ -334,26 +332,7 @@ def _check_tensors(
         for tensor in member.tensors:
             check_writable(where, f"variable {i} or a slot of it", tensor)
         check_readable(where, f"the gradient of variable {i}", gradient)
-    _check_overlap(where, [m.var for m in members])
-
-
-def _check_overlap(where: str, variables: Sequence[torch.Tensor]) -> None:
-    """Refuse variables that share memory: the order of updates would matter."""
-    here = [i for i, v in enumerate(variables) if v.is_cpu]
-    open_spans: list[tuple[int, int]] = []
-    for (start, end), i in sorted((extent(variables[i]), i) for i in here):
-        open_spans = [(other, j) for other, j in open_spans if other > start]
-        for _, j in open_spans:
-            if overlap(variables[i], variables[j]):
-                raise ValueError(
-                    message(
-                        where,
-                        "variables with memory of their own",
-                        f"variables {min(i, j)} and {max(i, j)}, which overlap",
-                        "Pass a tied variable once.",
-                    )
-                )
-        open_spans.append((end, i))
+    check_overlap(where, [m.var for m in members])
 
 
 def _groups(

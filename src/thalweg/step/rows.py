@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,9 +18,10 @@ from thalweg.compiler import (
     RowTables,
     RowWalk,
     compile_rules,
-    interpret,
-    reads_shape,
 )
+from thalweg.compiler.interpret import interpret_program
+from thalweg.compiler.program import with_rounding
+from thalweg.compiler.rows import check_range
 from thalweg.state import IndexedSlices
 from thalweg.state.huge_pages import prefer_huge_pages
 from thalweg.step.bulk import Places, Writes
@@ -31,57 +29,11 @@ from thalweg.step.device_rows import launch_on_devices
 from thalweg.step.device_step import numbers_of_rest
 from thalweg.step.group import Member
 from thalweg.step.recognition import recognizer
+from thalweg.step.row_updates import RowUpdate, Spans, check_updates, rounds_of
 
-__all__ = ["RowMode", "RowPlan", "RowUpdate", "launch_row_updates"]
+__all__ = ["RowPlan", "launch_row_updates"]
 
-RowMode = Literal["sum", "sequence"]
 Values = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class RowUpdate:
-    """A variable and the sparse gradient of its rows.
-
-    Attributes:
-        member: Variable, slots, rule and setting.
-        slices: The gradient, whose indices are in range.
-        mode: ``"sum"`` adds the gradients of a row up, in order of appearance, and
-            applies the rule once; ``"sequence"`` applies it to one after the other.
-    """
-
-    member: Member
-    slices: IndexedSlices
-    mode: RowMode
-
-    def without_gaps(self) -> RowUpdate:
-        """The same with a gradient that lies as kernels read it."""
-        values, indices = self.slices.values, self.slices.indices
-        if values.is_contiguous() and indices.is_contiguous():
-            return self
-        values, indices = values.contiguous(), indices.contiguous()
-        slices = IndexedSlices(values, indices, self.slices.dense_shape)
-        return replace(self, slices=slices)
-
-    def has_kernel(self) -> bool:
-        """Whether a kernel can run straight on these tensors."""
-        tensors = (*self.member.tensors, self.slices.values, self.slices.indices)
-        return (
-            self.member.var.ndim > 0
-            and all(t.is_cpu and t.is_contiguous() and not t.is_neg() for t in tensors)
-            and all(t.is_floating_point() for t in tensors[:-1])
-            and not _reads_shape(self.member)
-        )
-
-    def key(self) -> KernelKey:
-        """The kernel that applies it."""
-        member = self.member
-        dtypes = (*(t.dtype for t in member.tensors), self.slices.values.dtype)
-        parts = member.rule, member.flags, dtypes, self.mode, member.layouts
-        return _key(*parts, rounding=member.rounded)
-
-
-# Making a key checks it, which takes longer than finding the one of the last step.
-_key = lru_cache(maxsize=1024)(KernelKey)
 
 
 class _RowLaunch:
@@ -203,18 +155,25 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
 
     Raises:
         IndexError: If an index names no row of its variable.
-        ValueError: If a slot does not fit its variable.
+        ValueError: If an update cannot be made; see `RowUpdate`.
     """
+    check_updates(updates)
+    for update in updates:
+        update.check_rule()
     compiled: dict[KernelKey, list[RowUpdate]] = {}
     others: list[RowUpdate] = []
-    for update in map(RowUpdate.without_gaps, updates):
-        update.member.check_slots()
+    written = Spans(tensor for u in updates for tensor in u.member.tensors)
+    for update in updates:
         if update.slices.indices.numel() == 0:
             continue
-        if update.has_kernel():
-            compiled.setdefault(update.key(), []).append(update)
+        ready = update.as_read(written)
+        if ready.has_kernel():
+            compiled.setdefault(ready.key(), []).append(ready)
         else:
-            others.append(update)
+            others.append(ready)
+    for update in others:
+        if update.slices.indices.is_cpu:
+            check_range(update.slices.indices, update.member.var.shape[0])
     launches: list[_RowLaunch] = []
     kernels = compile_rules(compiled)
     try:
@@ -223,12 +182,12 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
             launches.append(launch)
             launch.bind([update.member for update in group])
             launch.load([update.slices for update in group], values)
+        left = launch_on_devices(others, values)
         for launch in launches:
             launch.run()
     finally:
         for launch in launches:
             launch.release()
-    left = launch_on_devices(others, values)
     numbers = numbers_of_rest(values) if left else values
     for update in left:
         _interpret(update, numbers)
@@ -254,8 +213,9 @@ class RowPlan:
         for launch, group in self._groups:
             launch.bind([updates[i].member for i in group])
             launch.expect_repetition()
-        self._kinds = [_Kind(update) for update in updates]
         self._tensors = [t for update in updates for t in update.member.tensors]
+        written = Spans(self._tensors)
+        self._kinds = [_Kind(update, written) for update in updates]
         for tensor in self._tensors:
             prefer_huge_pages(tensor)
         self._places = Places(self._tensors)
@@ -297,16 +257,24 @@ class _Kind:
 
     Args:
         update: An update that has a kernel.
+        written: Where what the step writes lies.
     """
 
-    def __init__(self, update: RowUpdate) -> None:
+    def __init__(self, update: RowUpdate, written: Spans) -> None:
         slices, var = update.slices, update.member.var
         self._is_like = recognizer([slices.values, slices.indices], any_length=True)
         self._shape = tuple(var.shape)
         self._width = _width(var)
+        self._row_size = self._width * slices.values.itemsize
+        self._index_size = slices.indices.itemsize
+        self._leave_free = written.leave_free
+        self._place = 0, 0, 0
 
     def takes(self, slices: object) -> bool:
-        """Whether others are like them, of any number of rows but none."""
+        """Whether others are like them, of any number of rows but none.
+
+        They have memory, too, and it lies apart from what is written.
+        """
         if type(slices) is not IndexedSlices:
             return False
         values, indices, shape = slices.values, slices.indices, slices.dense_shape
@@ -315,11 +283,18 @@ class _Kind:
             self._is_like(values, indices)
             and values.numel() == count * self._width > 0
             and (shape is None or shape == self._shape)
+            and self._lies_apart(values.data_ptr(), indices.data_ptr(), count)
         )
 
-
-def _reads_shape(member: Member) -> bool:
-    return reads_shape(member.rule, member.flags, member.layouts)
+    def _lies_apart(self, values: int, indices: int, count: int) -> bool:
+        place = values, indices, count
+        if place != self._place:
+            if not self._leave_free(values, count * self._row_size):
+                return False
+            if not self._leave_free(indices, count * self._index_size):
+                return False
+            self._place = place  # memory is given out again and again
+        return True
 
 
 def _width(var: torch.Tensor) -> int:
@@ -331,49 +306,34 @@ def _width(var: torch.Tensor) -> int:
 
 @torch.no_grad()
 def _interpret(update: RowUpdate, values: Values) -> None:
-    member = update.member
+    member, slices = update.member, update.slices
+    program = with_rounding(member.program(), member.rounded)
     names = member.rule.scalars
     numbers = {name: float(values[name][member.setting]) for name in names}
     numbers |= member.rounding_columns
     width = _width(member.var)
-    slices = update.slices
     if slices.values.itemsize < torch.float32.itemsize:  # as kernels add them up
         slices = slices.with_values(slices.values.float())
-    parts = [slices.sum_duplicates()] if update.mode == "sum" else _rounds(slices)
+    # A slot of one number is read before the first row, and has one new value.
+    cells = {i for i, kind in enumerate(member.layouts, 1) if kind == "scalar"}
+    olds = [t.clone() if i in cells else t for i, t in enumerate(member.tensors)]
+    parts = [slices.sum_duplicates()] if update.mode == "sum" else rounds_of(slices)
     for turn, part in enumerate(parts):
         indices = part.indices.long()
-        rows = [tensor.index_select(0, indices) for tensor in member.tensors]
-        tensors, flags = [*rows, part.values], dict(member.flags)
-        own = member.layouts, member.rounded, _places(indices, width), turn
-        new = interpret(member.rule, flags, tensors, numbers, *own)
-        for tensor, row, value in zip(member.tensors, rows, new, strict=True):
-            tensor.index_copy_(0, indices, value.reshape(row.shape).to(tensor.dtype))
+        rows = [
+            old if i in cells else old.index_select(0, indices)
+            for i, old in enumerate(olds)
+        ]
+        own = _places(indices, width), turn
+        new = interpret_program(program, [*rows, part.values], numbers, *own)
+        for i, (tensor, value) in enumerate(zip(member.tensors, new, strict=True)):
+            if i in cells:
+                tensor.copy_(value)
+            else:
+                tensor.index_copy_(0, indices, value)
 
 
 def _places(rows: torch.Tensor, width: int) -> np.ndarray:
     """Where the elements of some rows lie among those of all."""
     first = rows.numpy(force=True)[:, None] * width
     return (first + np.arange(width)).reshape(-1)
-
-
-def _rounds(slices: IndexedSlices) -> list[IndexedSlices]:
-    """Cut slices into parts of unique indices that keep the order within a row."""
-    indices = slices.indices
-    occurrence = _occurrences(indices)
-    return [
-        IndexedSlices(slices.values[chosen], indices[chosen], slices.dense_shape)
-        for chosen in (occurrence == n for n in range(int(occurrence.max()) + 1))
-    ]
-
-
-def _occurrences(indices: torch.Tensor) -> torch.Tensor:
-    """How often each index has occurred before its own position."""
-    order = torch.argsort(indices, stable=True)
-    ranked = indices[order]
-    positions = torch.arange(len(indices), device=indices.device)
-    starts = torch.ones_like(positions, dtype=torch.bool)
-    starts[1:] = ranked[1:] != ranked[:-1]
-    first = torch.cummax(torch.where(starts, positions, 0), dim=0).values
-    occurrence = torch.empty_like(positions)
-    occurrence[order] = positions - first
-    return occurrence

@@ -30,7 +30,8 @@ from thalweg.state import IndexedSlices
 from thalweg.state.variable import VariableView
 from thalweg.step.group import Member
 from thalweg.step.recognition import Recognizer, recognizer
-from thalweg.step.rows import RowUpdate, launch_row_updates
+from thalweg.step.row_updates import RowUpdate, Spans
+from thalweg.step.rows import launch_row_updates
 from thalweg.step.single import (
     PLAIN_TYPES,
     address_of,
@@ -211,7 +212,7 @@ class RowLauncher(threading.local):
             numbers: One for each scalar of the rule, in its order.
         """
         member = Member(self._rule, tuple(written), (), 0, self._flags)
-        update = RowUpdate(member, slices, "sequence").without_gaps()
+        update = RowUpdate(member, slices, "sequence").as_read(Spans(written))
         pairs = zip(self._rule.scalars, numbers, strict=True)
         launch_row_updates([update], {name: np.array([n]) for name, n in pairs})
         if slices.indices.numel() and update.has_kernel():

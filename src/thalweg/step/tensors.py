@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from thalweg.errors import describe, message
-from thalweg.step.overlaps import shares_elements
+from thalweg.step.overlaps import first_overlap, shares_elements
 
-__all__ = ["check_readable", "check_writable", "is_dense", "same_order"]
+__all__ = [
+    "check_overlap",
+    "check_readable",
+    "check_writable",
+    "is_dense",
+    "same_order",
+]
 
 _FREED = "without memory"
 
@@ -64,6 +72,28 @@ def check_writable(where: str, name: str, tensor: torch.Tensor) -> None:
     if not problem and not tensor.is_contiguous() and shares_elements(tensor):
         problem = "expanded or the like: elements share memory"
     _refuse(where, name, tensor, problem)
+
+
+def check_overlap(where: str, variables: Sequence[torch.Tensor]) -> None:
+    """Refuse variables that share memory: the order of updates would matter.
+
+    Args:
+        where: Text that begins the message.
+        variables: The variables of one step; those on devices are not looked at.
+
+    Raises:
+        ValueError: If two have memory in common; it tells their numbers.
+    """
+    pair = first_overlap(variables)
+    if pair is not None:
+        raise ValueError(
+            message(
+                where,
+                "variables with memory of their own",
+                f"variables {pair[0]} and {pair[1]}, which overlap",
+                "Pass a tied variable once.",
+            )
+        )
 
 
 def _unreadable(tensor: torch.Tensor) -> str:

@@ -18,7 +18,7 @@ from tests.codegen.triton_runs import interpreting
 from thalweg import schedules
 from thalweg.state import IndexedSlices
 from thalweg.step.device_clock import DeviceClock
-from thalweg.step.rows import RowUpdate
+from thalweg.step.row_updates import RowUpdate
 
 SHAPES = ((3, 4), (5,))
 ROOMS = [

@@ -255,3 +255,47 @@ def test_names_and_defaults_that_torch_cannot_say_are_refused() -> None:
 def test_an_unknown_self_is_named(op: RawOp) -> None:
     with pytest.raises(TypeError, match=r"ApplyHeavyBall: expected.*got 'self'"):
         op(**arguments(), self=1)
+
+
+def by_share(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var - lr * grad / abs(grad).sum(-1, keepdim=True)
+
+
+def by_height(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var - lr * grad * var.shape[0]
+
+
+def by_mean(var: Any, grad: Any, *, lr: Any, up: bool) -> Any:
+    return var - lr * grad / (abs(grad).mean() if up else 2.0)
+
+
+def of_all(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var - lr * grad / abs(grad).mean()
+
+
+def test_a_rule_of_rows_cannot_read_them_all() -> None:
+    with pytest.raises(ValueError, match=r"reduces over the whole .*leave sparse"):
+        raw_op(sparse=True)(of_all)
+    assert "of_all" not in tw.raw_ops.list()
+    flagged = raw_op(sparse=True, name="ByMean")(by_mean)
+    shared = raw_op(sparse=True, name="ByShare")(by_share)
+    matrix, vector, indices = torch.ones(4, 2), torch.ones(4), torch.tensor([1])
+    given = {"lr": 1.0, "indices": indices}
+    with pytest.raises(ValueError, match="reduces over the whole"):
+        flagged(var=matrix, grad=torch.ones(1, 2), up=True, **given)
+    with pytest.raises(ValueError, match="reduces over the whole"):
+        shared(var=vector, grad=torch.ones(1), **given)
+    assert matrix.eq(1).all()
+    assert vector.eq(1).all()
+    flagged(var=matrix, grad=torch.ones(1, 2), up=False, **given)
+    shared(var=matrix, grad=torch.ones(1, 2), **given)
+    assert matrix[:, 0].tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_a_rule_of_rows_sees_the_shape_of_the_variable() -> None:
+    op = raw_op(sparse=True, name="ByHeight")(by_height)
+    for rows in (4, 6, 4):
+        table = torch.ones(rows, 2)
+        for left in (1.0 - rows, 1.0 - 2 * rows):
+            op(var=table, grad=torch.ones(1, 2), indices=torch.tensor([1]), lr=1.0)
+            assert table[1].tolist() == [left, left]

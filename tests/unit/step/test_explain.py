@@ -124,3 +124,14 @@ def test_touched_rows_cost_by_the_row() -> None:
     assert "interpreter, touched rows" in kernel
     assert parts[1].key.mode == "sum"
     assert (parts[0].is_compiled, parts[1].is_compiled) == (True, True)
+
+
+def test_rows_of_a_rule_that_reduces_a_part_of_them_are_interpreted() -> None:
+    def share(var: Any, grad: Any, *, rate: float) -> Any:
+        return var - rate * grad / grad.sum(-1, keepdim=True)
+
+    for shape, is_compiled in (((4, 3), True), ((4, 3, 2), False)):
+        made = Member(Rule.of(share), (torch.ones(shape),), (), 0)
+        part = Part("a", made, torch.float32, "sum")
+        assert part.is_compiled == is_compiled
+        assert Part("a", made, torch.float32).is_compiled

@@ -7,19 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from tests.codegen.triton_runs import interpreting
 from thalweg.compiler import Rule, compile_rule
 from thalweg.compiler.rounding import FIRST_INDEX, ROUNDING_KEY
+from thalweg.distribute.shards import Whole
 from thalweg.state import IndexedSlices
 from thalweg.step import LOW_PRECISION_COPY
 from thalweg.step.device_group import DeviceGroup
 from thalweg.step.device_rows import launch_device_rows
 from thalweg.step.device_step import StepClock
 from thalweg.step.group import Group, Member, Rounding
-from thalweg.step.rows import RowUpdate, launch_row_updates
+from thalweg.step.row_updates import RowUpdate
+from thalweg.step.rows import launch_row_updates
 
 HALF = torch.bfloat16
 NUMBERS = {"lr": 0.1, "beta": 0.9, "step": 3.0}
@@ -31,6 +34,17 @@ def momentum(
 ) -> tuple[Any, Any]:
     m_new = beta * m + (1 - beta) * grad
     return var - lr * m_new / (torch.sqrt(abs(m_new)) + 1e-8 * step), m_new
+
+
+def by_rows(
+    var: Any, m: Any, grad: Any, *, lr: Any, beta: Any, step: Any
+) -> tuple[Any, Any]:
+    return var - lr * grad.sum(-1, keepdim=True) * beta / step, m
+
+
+def row_mean(var: Any, n: Any, grad: Any, *, step: Any) -> tuple[Any, Any]:
+    n_new = n + grad.mean(-1, keepdim=True) / step
+    return var - n_new, n_new
 
 
 def member_of(shape: Sequence[int], dtypes: Any = (HALF, HALF), **more: Any) -> Member:
@@ -66,7 +80,8 @@ def test_halves_of_the_variables_shape_are_rounded_but_no_copy() -> None:
     own = Rounding(5, first=7)
     assert member_of((3,), rounding=own).rounded == ("var", "m")
     assert member_of((3,), (torch.float32, HALF), rounding=own).rounded == ("m",)
-    row = replace(member_of((3, 2), rounding=own), layouts=("row",))
+    tensors = torch.ones(3, 2, dtype=HALF), torch.ones(3, 1, dtype=HALF)
+    row = Member(Rule.of(row_mean), tensors, ("row",), 0, rounding=own)
     assert row.rounded == ("var",)
     wide = member_of((3,), (torch.float32, torch.float64), rounding=own)
     assert wide.rounded == ()
@@ -127,3 +142,30 @@ def test_rows_on_a_device_have_the_bits_of_the_cpu() -> None:
         groups = {(updates[0].key(), place): updates}
         launch_device_rows(groups, VALUES, StepClock(place))
     assert_equal(here, there)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape"), [((-1,), (4, 3, 2)), ((-2, -1), (4, 3)), ((-1,), (4,))]
+)
+def test_a_slot_of_rows_goes_with_reductions_of_all_of_a_row(
+    dims: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    def row_sum(var: Any, n: Any, grad: Any) -> tuple[Any, Any]:
+        n_new = n + grad.sum(dims, keepdim=True)
+        return var - n_new, n_new
+
+    slot = torch.zeros(4, *(1 for _ in shape[1:]))
+    with pytest.raises(ValueError, match=r"all axes but the first.*tuple"):
+        Member(Rule.of(row_sum), (torch.ones(shape), slot), ("row",), 0)
+    like = Member(Rule.of(row_sum), (torch.ones(shape), torch.ones(shape)), (), 0)
+    assert like.reduces_whole == (len(shape) < 3)
+
+
+def test_shards_of_parts_of_rows_are_refused() -> None:
+    member = member_of(
+        (4, 3), whole=Whole((4, 6), frozenset((1,)), lambda totals, _: totals)
+    )
+    member.check_cut()
+    rule = replace(member.rule, function=by_rows)
+    with pytest.raises(ValueError, match="cut between rows"):
+        replace(member, rule=rule).check_cut()

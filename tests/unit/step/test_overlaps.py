@@ -8,7 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from thalweg.step.overlaps import are_same_elements, overlap, shares_elements
+from thalweg.step.overlaps import (
+    are_same_elements,
+    first_overlap,
+    overlap,
+    shares_elements,
+)
 
 ROOM = torch.arange(48.0)
 
@@ -85,3 +90,12 @@ def test_the_same_elements() -> None:
     assert are_same_elements(square, square.detach())
     for other in (square.T, square[:1], square.view(torch.int32), square.clone()):
         assert not are_same_elements(square, other)
+
+
+def test_the_first_two_that_overlap_are_named() -> None:
+    whole = torch.zeros(8, 4)
+    assert first_overlap([]) is None
+    assert first_overlap([whole[:, :2], whole[:, 2:], torch.zeros(3)]) is None
+    assert first_overlap([whole[6:], torch.zeros(3), whole[:3], whole[2]]) == (2, 3)
+    assert first_overlap([whole[4:5], whole]) == (0, 1)
+    assert first_overlap([whole[:0], whole, whole[8:]]) is None

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from thalweg.compiler import Rule
 from thalweg.state import IndexedSlices
-from thalweg.step import RowUpdate, launch_row_updates
+from thalweg.step import Plan, RowUpdate, launch_row_updates
 from thalweg.step.group import Member
-from thalweg.step.rows import RowMode, RowPlan
+from thalweg.step.row_updates import RowMode
+from thalweg.step.rows import RowPlan
 
 
 def momentum(var: Any, m: Any, grad: Any, *, lr: Any) -> Any:
@@ -212,6 +213,75 @@ def test_a_row_plan_takes_only_what_its_kernels_take() -> None:
     assert plan.fits([wrong])
     assert not plan.load([wrong], VALUES)
     assert var.eq(1).all()
+
+
+def scaled(var: Any, m: Any, grad: Any, *, lr: Any) -> Any:
+    return var - lr * grad * var.shape[0] / var.numel(), m
+
+
+def by_last_axis(var: Any, m: Any, grad: Any, *, lr: Any) -> Any:
+    return var - lr * grad / abs(grad).sum(-1, keepdim=True), m
+
+
+def by_rest(var: Any, m: Any, grad: Any, *, lr: Any) -> Any:
+    rest = tuple(range(1, var.ndim))
+    return var - lr * grad / (1 + abs(grad).sum(rest, keepdim=True)), m
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("mode", ["sum", "sequence"])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 2), (6, 2, 3, 2)])
+@pytest.mark.parametrize("rule", [scaled, by_last_axis, by_rest])
+def test_rows_see_the_shape_and_the_axes_that_all_do(
+    rule: Any, shape: tuple[int, ...], mode: RowMode, strided: bool
+) -> None:
+    generator = torch.Generator().manual_seed(len(shape))
+    start, grad = (torch.randn(shape, generator=generator) for _ in range(2))
+    dense = start.clone(), torch.zeros(shape)
+    member = Member(Rule.of(rule), dense, (), 0)
+    plan = Plan("test", [member], [grad])
+    plan.load([grad], VALUES)
+    plan.run()
+    var = torch.cat([start, start], -1)[..., : shape[-1]] if strided else start.clone()
+    member = replace(member, tensors=(var, torch.zeros(shape)))
+    rows = torch.tensor([4, 0, 3])
+    slices = IndexedSlices(grad[rows], rows)
+    launch_row_updates([RowUpdate(member, slices, mode)], VALUES)
+    assert torch.equal(var[rows], dense[0][rows])
+    assert torch.equal(var[[1, 2, 5]], start[[1, 2, 5]])
+
+
+def counted(var: Any, count: Any, grad: Any, *, lr: Any) -> Any:
+    return var - lr * grad * count, count + 1
+
+
+@pytest.mark.parametrize("mode", ["sum", "sequence"])
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_slot_of_one_number_is_read_before_the_first_row(
+    mode: RowMode, strided: bool
+) -> None:
+    var = torch.ones(4, 4)[:, ::2] if strided else torch.ones(4, 2)
+    count = torch.ones(())
+    member = Member(Rule.of(counted), (var, count), ("scalar",), 0)
+    slices = IndexedSlices(torch.ones(3, 2), torch.tensor([1, 1, 2]))
+    for _ in range(2):
+        launch_row_updates([RowUpdate(member, slices, mode)], VALUES)
+    assert count == 3
+    assert var[:, 0].tolist() == [1.0, 1 - 0.5 - 1.0, 1 - 0.25 - 0.5, 1.0]
+
+
+def test_a_row_plan_leaves_alone_what_touches_its_variables() -> None:
+    var, slot = torch.ones(5, 4), torch.zeros(5, 4)
+    first = update(var, slot, torch.tensor([1, 2]), torch.ones(2, 4))
+    plan, indices = RowPlan([first]), first.slices.indices
+    lost = torch.ones(2, 4)
+    lost.untyped_storage().resize_(0)
+    for values in (var[3:], slot[:2], lost):
+        assert not plan.fits([IndexedSlices(values, indices)])
+    no_indices = torch.tensor([1, 2])
+    no_indices.untyped_storage().resize_(0)
+    assert not plan.fits([IndexedSlices(torch.ones(2, 4), no_indices)])
+    assert plan.fits([IndexedSlices(torch.ones(2, 4), indices)])
 
 
 @pytest.mark.parametrize("strided", ["indices", "values", "variable"])

@@ -90,6 +90,22 @@ class Flipping(broken.Momentum):
         return var - learning_rate * grad.flip(0), m
 
 
+class Heightened(broken.Momentum):
+    """Reads the shape of the variable."""
+
+    @staticmethod
+    def update(
+        var: Any, m: Any, grad: Any, *, learning_rate: float, beta: float
+    ) -> tuple[Any, Any]:
+        m_new = beta * m + grad / (1 + sum(var.shape))
+        return var - learning_rate * m_new / (1 + var.ndim), m_new
+
+
+def test_rows_are_held_against_a_dense_step_of_all_rows() -> None:
+    passed = {line.name: line.detail for line in check(Heightened).passed}
+    assert passed["rows = dense update"].startswith("bit for bit")
+
+
 def test_a_rule_that_is_refused_is_said_once() -> None:
     report = check(Flipping)
     (line,) = report.failed
