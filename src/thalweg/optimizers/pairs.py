@@ -164,9 +164,8 @@ def _check_gradient(index: int, grad: Any, variable: torch.Tensor) -> None:
         )
     if isinstance(grad, IndexedSlices):
         shape = tuple(variable.shape)
-        fits = tuple(values.shape[1:]) == shape[1:] and (
-            len(shape) > 0 if grad.dense_shape is None else grad.dense_shape == shape
-        )
+        is_part = len(shape) > 0 and tuple(values.shape[1:]) == shape[1:]
+        fits = is_part and grad.dense_shape in (None, shape)
     else:
         fits = grad.shape == variable.shape
     if not fits:

@@ -81,3 +81,10 @@ def test_a_row_that_is_not_there_is_refused() -> None:
     with pytest.raises((IndexError, ValueError), match="3"):
         tw.optimizers.SGD().apply_gradients([(slices, table)])
     assert not table.any()
+
+
+@pytest.mark.parametrize("shape", [None, ()])
+def test_a_variable_without_axes_has_no_rows(shape: Any) -> None:
+    slices = tw.IndexedSlices(torch.ones(1), torch.tensor([0]), shape)
+    with pytest.raises(ValueError, match=r"has shape \(1,\), the variable has \(\)"):
+        tw.optimizers.SGD(1.0).apply_gradients([(slices, torch.zeros(()))])
