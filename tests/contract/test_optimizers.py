@@ -191,6 +191,46 @@ def test_exact_equals_dense(cls: type[tw.Optimizer], policy: str) -> None:
     assert torch.equal(sparse, dense)
 
 
+def steps_with_shared_memory(
+    cls: type[tw.Optimizer], where: str, order: tuple[int, ...], *, is_shared: bool
+) -> list[torch.Tensor]:
+    """Variables after steps in which one gradient is, or equals, a part of another."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = (6, 2), (6, 2), (2, 2), (2, 2)
+    tables = [torch.randn(shape, generator=generator) for shape in shapes]
+    first, second, matrix, other = tables
+    lends = {"dense in table": first[:2], "rows in dense": matrix}
+    lends |= {"rows in table": second[2:4], "rows in own": first[2:4]}
+    optimizer = cls(learning_rate=0.1)
+    for step in range(4):
+        lent = lends[where] if is_shared else lends[where].clone()
+        rows, dense = torch.full((2, 2), 0.1 * step), torch.full((2, 2), 0.2)
+        rows, dense = (rows, lent) if where == "dense in table" else (lent, dense)
+        given = [
+            (tw.IndexedSlices(rows, torch.tensor([0, 3]), (6, 2)), first),
+            (tw.IndexedSlices(dense.clone(), torch.tensor([1, 2]), (6, 2)), second),
+            (dense, matrix),
+            (torch.full((2, 2), 0.5), other),
+        ]
+        optimizer.apply_gradients([given[place] for place in order])
+    return tables
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    "where", ["dense in table", "rows in dense", "rows in table", "rows in own"]
+)
+def test_gradients_are_read_before_what_they_lie_in_is_written(
+    cls: type[tw.Optimizer], where: str
+) -> None:
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)):
+        shared, apart = (
+            steps_with_shared_memory(cls, where, order, is_shared=is_shared)
+            for is_shared in (True, False)
+        )
+        assert all(map(torch.equal, shared, apart)), order
+
+
 @every_optimizer
 def test_torch_sparse_gradients_are_taken(cls: type[tw.Optimizer]) -> None:
     embedding = torch.nn.Embedding(5, 3, sparse=True)

@@ -254,6 +254,7 @@ class Applying(WholeRows):
             gradients = [one.gradient for one in dense]
             plan = self._plan_of(rule, dense, transforms)
             plan.clock = clock
+            plan.write_beside(self._tensors_of(rule, sparse))
             factor = self._scaling.factor
             is_taken = transforms.run(
                 plan, gradients, self._values, factor, update_rows
@@ -267,6 +268,14 @@ class Applying(WholeRows):
         if sparse and is_taken:
             self._remember_rows(rule, pairs, updates, plan)
         return is_taken
+
+    def _tensors_of(self, rule: Rule, located: Sequence[Located]) -> list[torch.Tensor]:
+        """The components and their slots: what an update of them writes."""
+        return [
+            tensor
+            for entry, component, _ in located
+            for tensor in self._member(rule, entry, component).tensors
+        ]
 
     def _repeat(
         self, rule: Rule, gradients: Sequence[Any], transforms: Transforms

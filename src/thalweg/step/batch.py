@@ -24,6 +24,7 @@ from thalweg.compiler import KernelKey, Rule, compile_rules, reads_shape
 from thalweg.state.variable import VariableView
 from thalweg.step.bulk import Addresses, Apart, Places, Writes
 from thalweg.step.group import Group, Member
+from thalweg.step.overlaps import extent
 from thalweg.step.recognition import recognizer
 from thalweg.step.single import (
     PLAIN_TYPES,
@@ -198,7 +199,9 @@ class _Replay:
         gradients = _gradients(calls)
         self._is_like = recognizer(gradients)
         self._addresses = Addresses(len(gradients))
-        self._apart = Apart(self._addresses, list(map(size_of, gradients)), handles)
+        self._apart = Apart(
+            self._addresses, list(map(size_of, gradients)), map(extent, handles)
+        )
         self._groups = _groups(calls)
 
     def run(self, deeds: Sequence[Deed], tensors: Sequence[Any]) -> bool:

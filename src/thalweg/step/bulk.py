@@ -24,7 +24,6 @@ from torch._C import DisableTorchFunctionSubclass
 from torch.autograd.graph import increment_version
 
 from thalweg.compiler.build import Library, build
-from thalweg.step.overlaps import extent
 
 __all__ = ["Addresses", "Apart", "Holders", "Places", "Writes"]
 
@@ -161,11 +160,12 @@ class Apart:
     Args:
         addresses: Tells where the tensors lie that are read.
         sizes: Of each of them, in bytes.
-        written: Strided tensors, which stay where they are.
+        written: Where the memory that is written begins and ends.
 
     Example:
         >>> own, addresses = torch.zeros(4), Addresses(1)
-        >>> apart = Apart(addresses, [8], [own])
+        >>> start = own.data_ptr()
+        >>> apart = Apart(addresses, [8], [(start, start + own.nbytes)])
         >>> _ = addresses.read([own[2:]])
         >>> bool(apart), apart.touched()
         (False, [0])
@@ -175,11 +175,11 @@ class Apart:
         self,
         addresses: Addresses,
         sizes: Sequence[int],
-        written: Iterable[torch.Tensor],
+        written: Iterable[tuple[int, int]],
     ) -> None:
         self._addresses = addresses
         self._sizes = np.array(sizes, dtype=np.int64)
-        self._starts, self._ends = _spans(written)
+        self._starts, self._ends = _joined(written)
         count = len(sizes)
         self._table = np.full(2 * count + 1 + 2 * len(self._starts), -1, np.int64)
         self._table[:count] = self._sizes
@@ -206,11 +206,11 @@ class Apart:
         return np.flatnonzero((touches | (found == 0)) & (sizes > 0)).tolist()
 
 
-def _spans(tensors: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the memory of tensors begins and ends: sorted, joined where it meets."""
+def _joined(spans: Iterable[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Where spans of memory begin and end: sorted, joined where they meet."""
     starts: list[int] = []
     ends: list[int] = []
-    for start, end in sorted(map(extent, tensors)):
+    for start, end in sorted(spans):
         if starts and start <= ends[-1]:
             ends[-1] = max(ends[-1], end)
         elif start < end:

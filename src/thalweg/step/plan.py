@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -19,6 +19,7 @@ from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.group import Group, Member
 from thalweg.step.interpreted import check_whole, run_interpreted
 from thalweg.step.norms import HostClip, SquaredNorms
+from thalweg.step.overlaps import extent
 from thalweg.step.recognition import Recognition
 from thalweg.step.tensors import check_overlap, check_readable, check_writable
 
@@ -76,10 +77,12 @@ class Plan:
         self._own_clock: StepClock | None = None
         self._where = where
         self.owns_rows = owns_rows
-        written = [tensor for m in members for tensor in m.tensors]
-        self._places = Places(written)
+        self._own = [tensor for m in members for tensor in m.tensors]
+        self._places = Places(self._own)
         self._addresses = Addresses(len(self.variables))
-        self._apart = Apart(self._addresses, [g.nbytes for g in gradients], written)
+        self._sizes = [g.nbytes for g in gradients]
+        self._beside: list[tuple[int, int]] = []
+        self._apart = Apart(self._addresses, self._sizes, map(extent, self._own))
         self._shapes = [v.shape for v in self.variables]
         self._dtypes = [g.dtype for g in gradients]
         self._devices = [v.device for v in self.variables]
@@ -125,6 +128,18 @@ class Plan:
     def is_in_place(self) -> bool:
         """Whether all variables and slots lie where they did."""
         return self._places.are_kept()
+
+    def write_beside(self, others: Iterable[torch.Tensor]) -> None:
+        """Learn what else the steps write, before the plan's own kernels run.
+
+        Args:
+            others: Strided tensors; gradients that lie in one are read before.
+        """
+        beside = list(map(extent, others))
+        if beside != self._beside:
+            spans = [*map(extent, self._own), *beside]
+            self._apart = Apart(self._addresses, self._sizes, spans)
+            self._beside = beside
 
     def fits(
         self, variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]

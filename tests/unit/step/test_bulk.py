@@ -9,6 +9,7 @@ import torch
 
 from thalweg.step import bulk
 from thalweg.step.bulk import Addresses, Apart, Holders, Places, Writes
+from thalweg.step.overlaps import extent
 
 
 @pytest.fixture(params=["fast", "slow"], autouse=True)
@@ -164,7 +165,8 @@ def test_another_number_of_tensors_is_not_read_past_the_end() -> None:
 
 def _apart(read: list[torch.Tensor], written: list[torch.Tensor]) -> Apart:
     room = Addresses(len(read))
-    apart = Apart(room, [tensor.nbytes for tensor in read], written)
+    sizes = [tensor.nbytes for tensor in read]
+    apart = Apart(room, sizes, map(extent, written))
     room.read(read)
     return apart
 
@@ -186,7 +188,7 @@ _STRETCHES = ((2, 6), (8, 10))
 
 def test_what_was_found_apart_may_move_into_a_span() -> None:
     own, room = torch.zeros(4), Addresses(1)
-    apart = Apart(room, [8], [own])
+    apart = Apart(room, [8], [extent(own)])
     for other, expected in [(torch.ones(2), True), (own[1:3], False)] * 2:
         room.read([other])
         assert bool(apart) is bool(apart) is expected
