@@ -8,8 +8,9 @@ arrays that are kept from step to step.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import Context
 from functools import cache, partial
 from typing import Any
 
@@ -17,17 +18,9 @@ import numpy as np
 import torch
 
 from thalweg.compiler.array_ops import Array
-from thalweg.compiler.graph import is_mask
+from thalweg.compiler.frames import Piece, ScalarRows, Way, Work
 from thalweg.compiler.program import Program
-from thalweg.compiler.registers import (
-    Call,
-    Constant,
-    Content,
-    Places,
-    Recipe,
-    Rounder,
-    Scalar,
-)
+from thalweg.compiler.registers import Recipe
 from thalweg.compiler.scalar_code import Numbers, ScalarCode
 from thalweg.compiler.views import ItemViews, Memory, tensor_of
 
@@ -38,14 +31,17 @@ BLOCK = 65536
 SHARED_BLOCK = 64 * BLOCK
 """The same where torch's threads share each operation, and wait for each other."""
 _THREADED = 4 * BLOCK
-"""From so many elements on, a second thread pays."""
+"""From so many elements on, a second thread of Python's pays."""
+_SHARED = BLOCK
+"""From so many elements on, sharing an operation among torch's threads pays."""
 _LARGE = BLOCK // 4
-_MOST_LENGTHS, _MOST_TABLES = 256, 16
+_WARNS_BY_THREAD = np.lib.NumpyVersion(np.__version__) < "2.0.0"
+"""NumPy 2 keeps in a context what it warns of."""
+_MOST_TABLES = 16
 
 
-_Piece = tuple[int, list[Memory], int, int]
-"""Scalar row, memory, number of elements, place of the first in the variable."""
-_MakeRoom = Callable[["np.dtype[Any]"], Memory]
+_Quiet = Callable[..., Any]
+"""Calls a function with arguments; NumPy warns of nothing meanwhile."""
 
 
 def treats_elements_alike(program: Program) -> bool:
@@ -65,9 +61,9 @@ class BlockProgram:
         self._dtypes = tuple(dtypes)
         recipe = Recipe(program, dtypes)
         self._scalars = ScalarCode(program, recipe.scalars, recipe.compute)
-        self._alone = _Way(recipe, recipe.calls, partial(np.empty, BLOCK))
+        self._alone = Way(recipe, recipe.calls, partial(np.empty, BLOCK))
         shared = recipe.shared_calls()
-        self._shared = None if shared is None else _Way(recipe, shared, _shared_room)
+        self._shared = None if shared is None else Way(recipe, shared, _shared_room)
         # What is here is taken out while it is used, because other threads may run
         # the same kernel.
         self._known: dict[int, _Tables] = {}
@@ -85,36 +81,40 @@ class BlockProgram:
             can_share = self._shared is not None
             known = _Tables(self._dtypes, items, pointers, can_share=can_share)
         known.update(pointers)
-        content = scalars.tobytes()
-        with np.errstate(all="ignore"):
-            if content != known.content:
-                known.content, known.numbers = content, self._numbers(scalars, known)
-            self._evaluate_all(known)
+        content = scalars[:, self._scalars.columns_read].tobytes()
+        if content != known.content:
+            known.numbers = known.quiet(self._numbers, scalars, known.rows)
+            known.content = content
+        known.quiet(self._evaluate_all, known)
         if len(self._known) == _MOST_TABLES:
             self._known.clear()
         self._known[id(pointers)] = known
 
-    def _numbers(self, scalars: Array, tables: _Tables) -> dict[int, Numbers | None]:
+    def _numbers(self, scalars: Array, rows: Sequence[int]) -> ScalarRows:
         """What rows hold; rows that hold the same share the result."""
         seen: dict[bytes, Numbers | None] = {}
-        found: dict[int, Numbers | None] = {}
-        for row in tables.rows:
+        found = ScalarRows()
+        for row in rows:
             cells = scalars[row]
-            content = cells.tobytes()
+            content = cells[self._scalars.columns_read].tobytes()
             if content not in seen:
                 seen[content] = self._scalars(cells)
             found[row] = seen[content]
+        if len(seen) == 1:
+            (found.only,) = seen.values()
         return found
 
     def _evaluate_all(self, tables: _Tables) -> None:
         """Let threads take one piece after the other until none is left."""
         numbers = tables.numbers
-        if self._shared is not None and tables.shared:
-            self._shared.work(iter(tables.shared), numbers)
-        pieces, work = iter(tables.pieces), self._alone.work
+        if self._shared is not None and tables.shared.pieces:
+            self._shared.repeat(tables.shared, numbers)
         num_others = torch.get_num_threads() - 1 if tables.is_large else 0
         if not num_others:
-            return work(pieces, numbers)
+            if tables.own.pieces:
+                self._alone.repeat(tables.own, numbers)
+            return
+        pieces, work = iter(tables.own.pieces), self._alone.work
         submit = _pool(os.getpid()).submit
         others = [submit(_quietly, work, pieces, numbers) for _ in range(num_others)]
         try:
@@ -123,75 +123,25 @@ class BlockProgram:
             wait(others)
         for other in others:
             other.result()
-        return None
 
 
 def _shared_room(kind: np.dtype[Any]) -> Memory:
     return tensor_of(np.empty(SHARED_BLOCK, kind))
 
 
-class _Way:
-    """A way to evaluate pieces.
-
-    Args:
-        recipe: What the registers hold.
-        calls: The calls.
-        make_room: Makes scratch of a dtype, as long as the longest piece.
-    """
-
-    def __init__(
-        self, recipe: Recipe, calls: Sequence[Call], make_room: _MakeRoom
-    ) -> None:
-        self._calls = [(call.function, call.choose) for call in calls]
-        self._num_inputs = recipe.num_inputs
-        self._make = partial(_Frame, recipe, make_room)
-        # Registers for each thread: taken out while they are used.
-        self._frames: list[_Frame] = []
-
-    def work(
-        self, pieces: Iterator[_Piece], numbers: Mapping[int, Numbers | None]
-    ) -> None:
-        """Evaluate pieces until none is left; other threads may take some of them.
-
-        Args:
-            pieces: The pieces.
-            numbers: For each row of the scalar table its scalars, or None.
-        """
-        try:
-            frame = self._frames.pop()
-        except IndexError:
-            frame = self._make()
-        self._evaluate(pieces, numbers, frame)
-        self._frames.append(frame)
-
-    def _evaluate(
-        self,
-        pieces: Iterator[_Piece],
-        numbers: Mapping[int, Numbers | None],
-        frame: _Frame,
-    ) -> None:
-        calls, inputs = self._calls, self._num_inputs
-        current, cut, registers = None, -1, list[Any]()
-        for row, memory, length, first in pieces:
-            own = numbers[row]
-            if own is None:
-                continue
-            if own is not current:
-                current = own
-                frame.set_numbers(own)
-            if length != cut:
-                cut = length
-                registers = frame.registers(length)
-            frame.rounder.first = first
-            registers[:inputs] = memory
-            for function, choose in calls:
-                function(*choose(registers))
-
-
-def _quietly(work: Callable[..., None], *arguments: Any) -> None:
-    """Work in another thread, which has warnings of its own."""
+def _quietly(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; a thread has warnings of its own."""
     with np.errstate(all="ignore"):
-        work(*arguments)
+        return work(*arguments)
+
+
+def _quiet_call() -> _Quiet:
+    """The same for many calls, of which only one is under way at a time."""
+    if _WARNS_BY_THREAD:
+        return _quietly
+    context = Context()
+    context.run(np.seterr, all="ignore")  # entering it is faster than `errstate`
+    return context.run
 
 
 @cache
@@ -216,7 +166,8 @@ class _Tables:
         self._items, self._pointers = items.tobytes(), pointers.tobytes()
         self._source = pointers  # kept: no other table has its id
         self.content = b""
-        self.numbers: dict[int, Numbers | None] = {}
+        self.numbers = ScalarRows()
+        self.quiet = _quiet_call()
         self._views = ItemViews(dtypes, items, pointers)
         self._item_rows: list[int] = items[:, 4].tolist()
         self._lengths: list[int] = items[:, 3].tolist()
@@ -240,24 +191,25 @@ class _Tables:
 
     def _cut(self) -> None:
         """Part memory into pieces, for threads of Python's and for those of torch."""
-        self.pieces, self.shared = list[_Piece](), list[_Piece]()
+        pieces, shared = list[Piece](), list[Piece]()
         places = self._lengths, self._offsets
         for row, memory, length, offset in zip(
             self._item_rows, self._views.memory, *places, strict=True
         ):
-            if self._can_share and length >= _THREADED:
+            if self._can_share and length >= _SHARED:
                 tensors: list[Memory] = [tensor_of(whole) for whole in memory]
-                self.shared += _cut(row, tensors, length, offset, SHARED_BLOCK)
+                shared += _cut(row, tensors, length, offset, SHARED_BLOCK)
             else:
-                self.pieces += _cut(row, memory, length, offset, BLOCK)
-        total = sum(length for _, _, length, _ in self.pieces)
+                pieces += _cut(row, memory, length, offset, BLOCK)
+        total = sum(length for _, _, length, _ in pieces)
         # Threads that share small pieces would be waiting for Python's lock.
-        self.is_large = total >= max(_THREADED, len(self.pieces) * _LARGE)
+        self.is_large = total >= max(_THREADED, len(pieces) * _LARGE)
+        self.own, self.shared = Work(pieces), Work(shared)
 
 
 def _cut(
     row: int, memory: list[Memory], length: int, offset: int, block: int
-) -> list[_Piece]:
+) -> list[Piece]:
     """The pieces of an item."""
     if length <= block:
         return [(row, memory, length, offset)]
@@ -270,50 +222,3 @@ def _cut(
         )
         for start in range(0, length, block)
     ]
-
-
-class _Frame:
-    """The registers of one thread, for blocks of any length."""
-
-    def __init__(self, recipe: Recipe, make_room: _MakeRoom) -> None:
-        self._make_room = make_room
-        self._inputs: list[Any] = [None] * recipe.num_inputs
-        self._values = np.zeros(len(recipe.scalars), recipe.compute)
-        self._truths = np.zeros(len(recipe.scalars), np.bool_)
-        self._has_truths = any(map(is_mask, recipe.scalars))
-        self.rounder = Rounder()
-        self._others = [self._register(content) for content in recipe.registers]
-        self._by_length: dict[int, list[Any]] = {}
-
-    def _register(self, content: Content) -> Memory | Rounder:
-        if isinstance(content, Places):
-            return self.rounder
-        if isinstance(content, Constant):
-            return content.value
-        if isinstance(content, Scalar):
-            numbers = self._truths if content.is_mask else self._values
-            return numbers[content.position : content.position + 1].reshape(())
-        return self._make_room(content.dtype)
-
-    def set_numbers(self, numbers: Numbers) -> None:
-        """Change the scalars."""
-        np.copyto(self._values, numbers.values)
-        if self._has_truths:
-            np.copyto(self._truths, numbers.truths)
-        if numbers.draw is not None:
-            self.rounder.draw = numbers.draw
-
-    def registers(self, length: int) -> list[Any]:
-        """All registers for a length, the same list each time; memory is put first."""
-        found = self._by_length.get(length)
-        if found is None:
-            if len(self._by_length) == _MOST_LENGTHS:
-                self._by_length.clear()
-            cut = [
-                other
-                if isinstance(other, Rounder) or not other.ndim
-                else other[:length]
-                for other in self._others
-            ]
-            found = self._by_length[length] = [*self._inputs, *cut]
-        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,9 @@ class ScalarCode:
         program: The program.
         wanted: The scalars that meet tensors.
         compute: The compute type.
+
+    Attributes:
+        columns_read: The columns of the scalar table that the results depend on.
     """
 
     def __init__(
@@ -77,6 +81,9 @@ class ScalarCode:
         ]
         self._has_truths = any(map(is_mask, wanted))
         self._wanted = [self._places[node] for node in wanted]
+        used = {self._apply, *self._wanted, *chain(*(o for _, o in self._calls))}
+        known = range(self._num_known)
+        self.columns_read = list(known if program.rounded else sorted({*known} & used))
         self._rounded = program.rounded
         self._names = (*columns.host, *columns.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,11 @@ class Replay:
         self._cells = slice(None) if kinds is None else positions
         self._representatives, self._row_of = rows
         self._counted: Values = {}
+        self._shown: dict[str, np.ndarray] | None = None
         self._version = -1
         self._settings: Settings | None = None
         self._numbers: dict[str, np.ndarray] = {}
+        self._has_slots = False
         self._holders = Holders([])
         self._places = Places([])
 
@@ -101,6 +104,7 @@ class Replay:
             slots: States and keys.
             counters: The table, whose cells are at home there.
         """
+        self._has_slots = bool(slots)
         self._holders = Holders({id(state): state for state, _ in slots}.values())
         self._places = Places(
             local_tensor(state[key])
@@ -110,7 +114,9 @@ class Replay:
 
     def has_slots(self) -> bool:
         """Whether the states still hold the same tensors at the same addresses."""
-        return self._holders.hold_the_same() and self._places.are_kept()
+        return not self._has_slots or (
+            self._holders.hold_the_same() and self._places.are_kept()
+        )
 
     # -- numbers --------------------------------------------------------------
 
@@ -136,23 +142,28 @@ class Replay:
             New arrays for counters; the arrays of the last step for columns that have
             not changed.
         """
+        follows = self._follows_itself(counters)
         if settings != self._settings:
             self._settings = settings
+            self._shown = None
             table = np.array([numbers for numbers, _ in settings], dtype=np.float64)
             rows = table[group_of[self._representatives]]
             self._numbers = {n: rows[:, i].copy() for i, n in enumerate(self._columns)}
             if WEIGHT_DECAY in self._numbers:
                 self._numbers[PENALTY] = self._numbers[WEIGHT_DECAY]
+        elif self._shown is not None and follows:
+            return self._shown
         values = dict(self._numbers)
         if self.clock is not None:  # the device has better numbers
             nothing = np.zeros(len(self._representatives))
             return {**values, **dict.fromkeys((*counters.names, STEP), nothing)}
-        if self._follows_itself(counters):
+        if follows:
             values.update(self._counted)
         else:
             for name in counters.names:
                 values[name] = counters[name][self._representatives]
         values[STEP] = values[STEP] + 1.0
+        self._shown = values if follows else None
         return values
 
     def _follows_itself(self, counters: Counters) -> bool:
@@ -166,6 +177,11 @@ class Replay:
             counters: The table.
             new: For each name one number per row.
         """
+        if self._follows_itself(counters) and all(
+            map(is_, new.values(), self._counted.values())
+        ):
+            return
+        self._shown = None
         for name, rows in new.items():
             whole = rows[0] if len(rows) == 1 else rows[self._row_of]
             counters[name][self._cells] = whole

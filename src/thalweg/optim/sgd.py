@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Unpack
 
 import numpy as np
@@ -127,7 +128,18 @@ class SGD(DropIn, torch.optim.SGD):
     def next_counters(
         self, values: Mapping[str, np.ndarray]
     ) -> Mapping[str, np.ndarray]:
-        return {"step": values["step"] ** 0}  # 1: only the first step differs
+        step = values["step"]
+        if isinstance(step, np.ndarray):
+            return _counted_once(len(step))  # only the first step differs
+        return {"step": step**0}
+
+
+@cache
+def _counted_once(num_rows: int) -> Mapping[str, np.ndarray]:
+    """The counters after any step: the same object, so that none is written again."""
+    ones = np.ones(num_rows)
+    ones.flags.writeable = False
+    return {"step": ones}
 
 
 def damped_momentum(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.codegen.bits import filled, same_bits
-from thalweg.compiler import APPLY, Rule, blocks, interpret
+from thalweg.compiler import APPLY, Rule, blocks, frames, interpret
 from thalweg.compiler.blocks import BLOCK, BlockProgram, treats_elements_alike
 from thalweg.compiler.interpret import program_of
 
@@ -95,15 +95,15 @@ def test_what_torch_shares_has_the_oracles_bits_in_blocks_of_any_length(
 
 def test_long_tensors_alone_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     program, dtypes = program_of(Rule.of(sums), ()), (torch.float32,) * 3
-    work = [tensors_of(count, dtypes) for count in (4 * BLOCK - 1, 4 * BLOCK)]
+    work = [tensors_of(count, dtypes) for count in (BLOCK - 1, 4 * BLOCK)]
     tables, found = Tables(program, work), BlockProgram(program, dtypes)
     tables.run(found)
     (known,) = found._known.values()
-    assert sum(length for _, _, length, _ in known.pieces) == 4 * BLOCK - 1
-    assert [length for _, _, length, _ in known.shared] == [4 * BLOCK]
+    assert [length for _, _, length, _ in known.own.pieces] == [BLOCK - 1]
+    assert [length for _, _, length, _ in known.shared.pieces] == [4 * BLOCK]
     monkeypatch.setattr(blocks, "SHARED_BLOCK", BLOCK)
     known._cut()
-    assert [length for _, _, length, _ in known.shared] == [BLOCK] * 4
+    assert [length for _, _, length, _ in known.shared.pieces] == [BLOCK] * 4
 
 
 def test_a_rule_with_roots_leaves_nothing_to_torch(program: Any) -> None:
@@ -111,8 +111,50 @@ def test_a_rule_with_roots_leaves_nothing_to_torch(program: Any) -> None:
     found, tensors = BlockProgram(program, dtypes), tensors_of(4 * BLOCK, dtypes)
     Tables(program, [tensors]).run(found)
     (known,) = found._known.values()
-    assert not known.shared
-    assert len(known.pieces) == 4
+    assert not known.shared.pieces
+    assert len(known.own.pieces) == 4
+
+
+def test_pieces_that_come_again_follow_what_changes(program: Any) -> None:
+    dtypes = (torch.float32,) * 3
+    work = [tensors_of(count, dtypes) for count in (700, 1003, BLOCK + 5)]
+    for compiled in (program, program_of(Rule.of(sums), ())):
+        tables, found = Tables(compiled, work), BlockProgram(compiled, dtypes)
+        tables.scalars = np.repeat(tables.scalars, 2, axis=0)
+        tables.items[1, 4] = 1
+        rule_of = rule if compiled is program else sums
+        # The same, other numbers, rows that differ, one that does not apply, moved.
+        for step, (first, second) in enumerate(
+            [(0.1, 0.1)] * 4 + [(0.2, 0.2)] * 3 + [(0.2, 0.3), (0.3, None), (0.1, 0.1)]
+        ):
+            given = first, second, first
+            tables.scalars[:] = [
+                scalar_row(compiled, lr=lr or 0.0, **{APPLY: float(lr is not None)})[0]
+                for lr in (first, second)
+            ]
+            expected = [
+                own
+                if lr is None
+                else interpret(Rule.of(rule_of), {}, own, {**HYPER, "lr": lr})
+                for own, lr in zip(work, given, strict=True)
+            ]
+            tables.run(found)
+            for own, wanted in zip(work, expected, strict=True):
+                assert all(map(same_bits, own, wanted)), step
+            if step % 3 == 2:
+                work[1][-1] = work[1][-1].clone()
+                tables.pointers[1, -1] = work[1][-1].data_ptr()
+
+
+def test_numpy_warns_as_before_when_a_pass_is_over(program: Any) -> None:
+    dtypes = (torch.float32,) * 3
+    tensors = [torch.full((500,), torch.inf) for _ in dtypes]
+    tables, found = Tables(program, [tensors]), BlockProgram(program, dtypes)
+    with np.errstate(invalid="raise"):
+        for _ in range(3):
+            tables.run(found)  # inf - inf
+        with pytest.raises(FloatingPointError):
+            np.subtract(np.inf, np.inf)
 
 
 def test_other_tables_at_the_same_place_are_noticed(program: Any) -> None:
@@ -202,7 +244,7 @@ def test_what_a_thread_raises_is_raised(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(blocks._Frame, "set_numbers", fail)
+    monkeypatch.setattr(frames._Frame, "set_numbers", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         tables.run(found)
 
