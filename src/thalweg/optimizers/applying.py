@@ -24,7 +24,7 @@ from thalweg.rules.moving_average import moving_average
 from thalweg.state import (
     IndexedSlices,
     Variable,
-    as_variable,
+    constrained,
     handle_of,
     has_constraints,
 )
@@ -283,7 +283,7 @@ class Applying(WholeRows):
         """Take a step of a known kind: whether it was taken; None if it cannot be."""
         plan, replay = self._plan, self._replay
         if replay is not None:
-            if has_constraints() or not replay.is_current(rule, plan):
+            if constrained(replay.variables) or not replay.is_current(rule, plan):
                 return None
             return replay.run(gradients, self._values, transforms)
         if plan and self._serves(rule, transforms) and plan.is_in_place():
@@ -355,12 +355,9 @@ class Applying(WholeRows):
 
     def _constrain(self, variables: Sequence[torch.Tensor]) -> bool:
         """Apply the constraints of these variables; say whether there were any."""
-        if not has_constraints():
-            return False
-        has_any = False
-        for variable in map(as_variable, variables):
-            if variable.constraint is not None:
-                old = variable.value().detach()
-                variable.assign(self._where_applied(variable.constraint(old), old))
-                has_any = True
-        return has_any
+        found = constrained(variables)
+        for variable in found:
+            old, constraint = variable.value().detach(), variable.constraint
+            if constraint is not None:
+                variable.assign(self._where_applied(constraint(old), old))
+        return bool(found)

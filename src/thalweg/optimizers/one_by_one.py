@@ -17,7 +17,13 @@ from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.keras2 import Keras2Protocol
 from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.slots import Entry
-from thalweg.state import IndexedSlices, Variable, as_variable, handle_of
+from thalweg.state import (
+    IndexedSlices,
+    Variable,
+    as_variable,
+    constrained,
+    handle_of,
+)
 from thalweg.step import Batch, Plan, Recognition, inside_step
 from thalweg.step.bulk import Places
 
@@ -213,12 +219,8 @@ class OneByOne(GradientHooks, Keras2Protocol):
     # -- checks ---------------------------------------------------------------
 
     def _check_constraints(self, pairs: Pairs) -> None:
-        for grad, variable in pairs:
-            constraint = as_variable(variable).constraint
-            if isinstance(grad, IndexedSlices) and constraint is not None:
-                raise RuntimeError(
-                    "Cannot use a constraint function on a sparse variable."
-                )
+        if constrained(v for grad, v in pairs if isinstance(grad, IndexedSlices)):
+            raise RuntimeError("Cannot use a constraint function on a sparse variable.")
 
     def _check_shards(self, pairs: Pairs) -> None:
         sharded = any(hasattr(variable, "placements") for _, variable in pairs)

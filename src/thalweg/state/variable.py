@@ -12,7 +12,7 @@ import functools
 import itertools
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -205,6 +205,9 @@ class VariableView(Variable):
         return self if original is None else original
 
 
+_ITS_OWN_HANDLE = {Variable, nn.Parameter, torch.Tensor}
+
+
 def as_variable(tensor: torch.Tensor) -> Variable:
     """Give a parameter or tensor the face of a Variable, without copying.
 
@@ -244,6 +247,23 @@ def as_variable(tensor: torch.Tensor) -> Variable:
 def has_constraints() -> bool:
     """Whether any live variable has a constraint; costs nothing to ask."""
     return len(_constraints) > 0
+
+
+def constrained(variables: Iterable[torch.Tensor]) -> list[Variable]:
+    """Those of some variables that have a constraint.
+
+    Args:
+        variables: Variables, parameters or tensors.
+
+    Returns:
+        The face of each, in order; no view is made of the others.
+    """
+    if not has_constraints():
+        return []
+    handles = list(variables)
+    if not set(map(type, handles)) <= _ITS_OWN_HANDLE:
+        handles = list(map(handle_of, handles))
+    return list(map(as_variable, _constraints.keys_among(handles)))
 
 
 def handle_of(value: object) -> torch.Tensor:

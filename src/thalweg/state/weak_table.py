@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
+Key = TypeVar("Key")
 
 _ANCHOR = "_thalweg_anchor"
 
@@ -33,6 +35,13 @@ class WeakTable(Generic[Value]):
         if entry is None or entry[0]() is not key:
             return None
         return entry[1]
+
+    def keys_among(self, objects: Sequence[Key]) -> list[Key]:
+        """Those of some objects that have a value, without a frame for each other."""
+        if any(map(_wraps_tensors, set(map(type, objects)))):
+            return [key for key in objects if self.get(key) is not None]
+        likely = compress(objects, map(self._entries.__contains__, map(id, objects)))
+        return [key for key in likely if self.get(key) is not None]
 
     def set(self, key: object, value: Value) -> None:
         """Keep `value` for `key`, replacing what was there."""

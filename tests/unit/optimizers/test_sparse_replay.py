@@ -197,3 +197,17 @@ def test_versions_count_up() -> None:
         optimizer.apply_gradients([(slices(seed), rows)])
         assert rows._version > version
         assert optimizer.get_slot(rows, "v")._version > slot_version
+
+
+def test_a_constraint_elsewhere_leaves_the_replay_and_an_own_one_ends_it() -> None:
+    optimizer, rows, other = tw.optimizers.Adam(), table(), tw.Variable([1.0])
+    other.constraint = torch.relu
+    for seed in range(3):
+        optimizer.apply_gradients([(slices(seed), rows)])
+    assert is_repeated(optimizer)
+    rows.constraint = torch.relu
+    before = rows.detach().clone()
+    with pytest.raises(RuntimeError, match="constraint"):
+        optimizer.apply_gradients([(slices(3), rows)])
+    assert torch.equal(rows, before)
+    assert int(optimizer.iterations) == 3

@@ -18,6 +18,7 @@ from thalweg.state import (
     IndexedSlices,
     Variable,
     as_variable,
+    constrained,
     creation_index,
     handle_of,
     name_of,
@@ -362,3 +363,18 @@ def test_torch_compiles_a_handle() -> None:
 
     compiled = torch.compile(double, fullgraph=True, backend="eager")
     assert compiled(torch.full((2,), 2.0)).tolist() == [2.0, 4.0]
+
+
+def test_the_constrained_are_found_by_any_of_their_faces() -> None:
+    free, bound = Variable([1.0]), Variable([1.0], constraint=torch.relu)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    view = as_variable(parameter)
+    assert constrained([free, parameter]) == []
+    view.constraint = torch.relu
+    (own, other) = constrained([free, bound, parameter])
+    assert own is bound
+    assert other is view
+    (again,) = constrained([view])
+    assert again is view
+    view.constraint = bound.constraint = None
+    assert constrained([free, bound, parameter, view]) == []

@@ -22,6 +22,21 @@ def test_tensors_are_keys_by_identity() -> None:
     assert (table.get(one), len(table)) == ("uno", 1)
 
 
+def test_keys_are_found_among_many_objects() -> None:
+    table: WeakTable[str] = WeakTable()
+    objects = [torch.zeros(1) for _ in range(6)]
+    for place in (4, 1):
+        table.set(objects[place], "value")
+    found = table.keys_among(objects)
+    assert len(found) == 2
+    assert found[0] is objects[1]
+    assert found[1] is objects[4]
+    wrapping = TwoTensor(torch.zeros(1), torch.zeros(1))
+    table.set(wrapping, "value")
+    assert len(table.keys_among([*objects, wrapping])) == 3
+    assert table.keys_among([]) == []
+
+
 def test_entries_leave_with_their_object() -> None:
     table: WeakTable[int] = WeakTable()
     keys = [torch.ones(1) for _ in range(10)]
