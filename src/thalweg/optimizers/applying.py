@@ -16,7 +16,7 @@ from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.known_numbers import KnownNumbers
 from thalweg.optimizers.one_by_one import Known
 from thalweg.optimizers.pairs import Pairs, check_pairs
-from thalweg.optimizers.plans import Absent, EarlierPlans
+from thalweg.optimizers.plans import Absent, EarlierSteps
 from thalweg.optimizers.slots import Entry
 from thalweg.optimizers.sparse_replay import SparseReplay
 from thalweg.optimizers.whole_rows import HeldRows, Located, WholeRows
@@ -53,32 +53,27 @@ class Applying(WholeRows):
 
     _plan_rule: Rule | None
     _replay: SparseReplay | None = None
-    _rows_seen: tuple[int, ...] = ()
     _numbers_known: KnownNumbers | None = None
-    _earlier_plans: EarlierPlans | None = None
+    _earlier: EarlierSteps | None = None
     _absent: Absent | None = None
 
     def _recognized(self, pairs: list[Any]) -> Known | None:
         """Gradients and variables of these pairs, if a step of their kind is known."""
-        known = self._replay
-        if known is None:
+        replay = known = self._replay
+        if replay is None:
             known = self._recognition if self._plan is None else self._plan.recognition
-        if known is None or (
-            len(pairs) != len(known.variables) and self._earlier_plans is None
-        ):
+        is_as_long = known is not None and len(pairs) == len(known.variables)
+        if not is_as_long and self._earlier is None:
             return None
-        if self._replay is not None and len(pairs) == len(known.variables):
-            self._replay.take_slices(pairs)
+        if is_as_long and replay is not None:
+            replay.take_slices(pairs)
         try:
             gradients, variables = zip(*pairs, strict=True)
         except (TypeError, ValueError):
             return None
-        is_known = len(pairs) == len(known.variables) and known.recognizes(
-            variables, gradients
-        )
-        if is_known or self._recalls(variables, gradients):
+        if is_as_long and known is not None and known.recognizes(variables, gradients):
             return gradients, variables
-        return None
+        return self._recalled(pairs, gradients, variables)
 
     def _recognized_present(self, pairs: list[Any]) -> tuple[list[Any], Known | None]:
         """The pairs, and what `_recognized` knows of them.
@@ -100,17 +95,39 @@ class Applying(WholeRows):
         shows_all = self._extended().num_replicas > 1  # replicas are shown them
         self._absent = absent if absent.variables and not shows_all else None
 
-    def _recalls(self, variables: Sequence[Any], gradients: Sequence[Any]) -> bool:
-        """Whether an earlier plan is of a step like this; it is the last one's then."""
-        earlier = self._earlier_plans
-        found = None if earlier is None else earlier.recognize(variables, gradients)
-        if earlier is None or found is None:
-            return False
-        if self._plan is not None and self._plan_rule is not None:
+    def _recalled(
+        self, pairs: list[Any], gradients: tuple[Any, ...], variables: tuple[Any, ...]
+    ) -> Known | None:
+        """The same, if an earlier step was like this; it is the last one's then."""
+        earlier = self._earlier
+        if earlier is None:
+            return None
+        replay = earlier.recall_replay(pairs, variables)
+        found = None if replay else earlier.recognize(variables, gradients)
+        if replay is None and found is None:
+            return None
+        self._set_aside(earlier)
+        if replay is None:
+            self._plan_rule, self._plan = found or (None, None)
+            return gradients, variables
+        self._replay = replay
+        if replay.plan is not None:
+            self._plan_rule, self._plan = replay.rule, replay.plan
+            replay.plan.write_beside(replay.written)
+        return tuple([gradient for gradient, _ in pairs]), variables
+
+    def _earlier_steps(self) -> EarlierSteps:
+        if self._earlier is None:
+            self.__dict__["_earlier"] = EarlierSteps()
+        return self.__dict__["_earlier"]
+
+    def _set_aside(self, earlier: EarlierSteps) -> None:
+        """Remember what is known of the last step, for another one like it."""
+        if self._replay is not None:
+            earlier.keep_replay(self._replay)
+        elif self._plan is not None and self._plan_rule is not None:
             earlier.keep(self._plan_rule, self._plan)
-        self._plan_rule, self._plan = found
         self._replay = None
-        return True
 
     def _distributed_apply(
         self, pairs: Pairs, transforms: Transforms, batch: Known | None
@@ -243,6 +260,8 @@ class Applying(WholeRows):
             check_overlap(self._name, [one.component for one in located])
         updates: list[RowUpdate | None] = []
         held: list[HeldRows] = []
+        if batch is None:
+            self._set_aside(self._earlier_steps())
         self._replay = None
 
         def update_rows() -> None:
@@ -299,7 +318,7 @@ class Applying(WholeRows):
     ) -> None:
         """Make a replay of a step, once a second one has had the same variables."""
         variables = tuple(id(variable) for _, variable in pairs)
-        is_second, self._rows_seen = variables == self._rows_seen, variables
+        is_second = self._earlier_steps().sees_again(variables)
         rows = [update for update in updates if update is not None]
         if is_second and SparseReplay.can_repeat(pairs, updates):
             entries = [self._entries[i] for i in variables]
@@ -311,9 +330,7 @@ class Applying(WholeRows):
         """The plan of these components, made anew if the present one does not fit."""
         components = [component for _, component, _ in dense]
         grads = [grad for _, _, grad in dense]
-        earlier, owns_rows = self._earlier_plans, transforms.owns_rows
-        if earlier is None:
-            earlier = self.__dict__["_earlier_plans"] = EarlierPlans()
+        earlier, owns_rows = self._earlier_steps(), transforms.owns_rows
         plan, is_dense = None, Plan.are_dense(grads)
         if is_dense and self._plan and self._serves(rule, transforms):
             if self._plan.fits(components, grads):

@@ -29,8 +29,8 @@ __all__ = ["Optimizer", "OptimizerV2"]
 
 _NOT_COPIED = (
     *("_shards", "_values", "_strategy", "_plan", "_plan_rule", "_bound"),
-    *("_recognition", "_raw_batch", "_replay", "_rows_seen", "_errors"),
-    *("_earlier_plans", "_absent"),
+    *("_recognition", "_raw_batch", "_replay", "_errors"),
+    *("_earlier", "_absent"),
 )
 _OPTIONS = (
     *("lr", "decay", "clipvalue", "clipnorm", "global_clipnorm", "weight_decay"),

@@ -11,23 +11,61 @@ from typing import Any
 import torch
 
 from thalweg.compiler import Rule
+from thalweg.optimizers.sparse_replay import SparseReplay
 from thalweg.step import Plan
 
-__all__ = ["Absent", "EarlierPlans"]
+__all__ = ["Absent", "EarlierSteps"]
 
 _MOST = 4
 
 
-class EarlierPlans:
-    """The plans before the last one, the latest first.
+class EarlierSteps:
+    """Plans and replays before the last one, the latest first.
 
     Which variables have dense gradients may differ from step to step: a part that is
-    frozen in turn, a table whose gradient is sparse in some steps. Then few sets
-    alternate, and a plan of each is worth keeping.
+    frozen in turn, a table whose gradient is sparse in some steps, tasks that have
+    tables of their own. Then few sets alternate, and what is known of each is worth
+    keeping.
     """
 
     def __init__(self) -> None:
         self._held: deque[tuple[Rule, Plan]] = deque(maxlen=_MOST)
+        self._replays: deque[SparseReplay] = deque(maxlen=_MOST)
+        self._seen: deque[tuple[int, ...]] = deque(maxlen=_MOST)
+
+    def sees_again(self, variables: tuple[int, ...]) -> bool:
+        """Whether a step with sparse gradients had these variables before.
+
+        Args:
+            variables: The `id` of each, in order.
+        """
+        is_known = variables in self._seen
+        if not is_known:
+            self._seen.appendleft(variables)
+        return is_known
+
+    def keep_replay(self, replay: SparseReplay) -> None:
+        """Remember a replay that another step takes the place of."""
+        self._replays.appendleft(replay)
+
+    def recall_replay(
+        self, pairs: list[Any], variables: Sequence[object]
+    ) -> SparseReplay | None:
+        """The replay of an earlier step like this one, which is forgotten here.
+
+        Args:
+            pairs: Its gradients and variables; torch's sparse gradients become slices.
+            variables: The variables.
+        """
+        for replay in self._replays:
+            known = replay.variables
+            if len(known) != len(variables) or not all(map(is_, known, variables)):
+                continue
+            replay.take_slices(pairs)
+            if replay.recognizes(variables, [gradient for gradient, _ in pairs]):
+                self._replays.remove(replay)
+                return replay
+        return None
 
     def keep(self, rule: Rule, plan: Plan) -> None:
         """Remember a plan that another one takes the place of.
@@ -36,7 +74,8 @@ class EarlierPlans:
             rule: The rule that it was made for.
             plan: The plan. It keeps its variables and slots alive.
         """
-        self._held.appendleft((rule, plan))
+        if all(plan is not known for _, known in self._held):
+            self._held.appendleft((rule, plan))
 
     def recognize(
         self, variables: Sequence[object], gradients: Sequence[object]

@@ -30,6 +30,8 @@ class SparseReplay:
     Attributes:
         variables: All variables of the step, in the order of the pairs.
         plan: The plan of the dense ones; None without any.
+        rule: The rule.
+        written: The tables and their slots.
 
     Args:
         rule: The rule of the step.
@@ -49,7 +51,8 @@ class SparseReplay:
     ) -> None:
         self.variables: list[torch.Tensor] = [variable for _, variable in pairs]
         self.plan = plan
-        self._rule = rule
+        self.rule = rule
+        self.written = [t for update in updates for t in update.member.tensors]
         self._rows = RowPlan(updates)
         is_sparse = [isinstance(gradient, IndexedSlices) for gradient, _ in pairs]
         self._sparse = [i for i, sparse in enumerate(is_sparse) if sparse]
@@ -104,7 +107,7 @@ class SparseReplay:
     def is_current(self, rule: Rule, plan: Plan | None) -> bool:
         """Whether rule, plan, settings and slots are what they were, in place."""
         return (
-            rule is self._rule
+            rule is self.rule
             and (self.plan is None or (self.plan is plan and self.plan.is_in_place()))
             and [entry.setting for entry in self._entries] == self._settings
             and self._slots.hold_the_same()

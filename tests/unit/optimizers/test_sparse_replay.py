@@ -56,7 +56,7 @@ def test_repeated_steps_have_the_bits_of_single_ones(
     for seed in range(6):
         for optimizer, (rows, rest) in ((repeated, pair), (single, other)):
             optimizer._replay = optimizer._replay if optimizer is repeated else None
-            optimizer._rows_seen = optimizer._rows_seen if optimizer is repeated else ()
+            optimizer._earlier = optimizer._earlier if optimizer is repeated else None
             given: list[Any] = [(slices(seed, 20 + seed), rows)]
             given += [(dense(seed), rest)] * has_dense
             optimizer.apply_gradients(given)
@@ -150,7 +150,7 @@ def test_other_numbers_memory_and_kinds_are_seen() -> None:
 
     def step(seed: int) -> None:
         optimizer.apply_gradients([(slices(seed), first)])
-        other._rows_seen, other._replay = (), None
+        other._earlier, other._replay = None, None
         other.apply_gradients([(slices(seed), second)])
 
     for seed in range(3):
@@ -211,3 +211,81 @@ def test_a_constraint_elsewhere_leaves_the_replay_and_an_own_one_ends_it() -> No
         optimizer.apply_gradients([(slices(3), rows)])
     assert torch.equal(rows, before)
     assert int(optimizer.iterations) == 3
+
+
+Pairs = list[tuple[Any, Any]]
+
+
+def three_steps(own: list[tw.Variable], seed: int, kind: str) -> Pairs:
+    """Pairs of a step that is one of some that take turns."""
+    first, second, rest = own
+    # A gradient in a table that some of the steps write.
+    lent = first.detach().view(-1)[:12].view(3, 4)
+    return {
+        "first": [(slices(seed), first), (dense(seed), rest)],
+        "second": [(slices(seed), second), (lent, rest)],
+        "lent": [(slices(seed), first), (lent, rest)],
+        "both": [(slices(seed), first), (slices(seed + 1).to_sparse(), second)],
+        "dense": [(slices(seed).to_dense(), first), (dense(seed), rest)],
+        "rest": [(dense(seed), rest)],
+    }[kind]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("first", "second"),
+        ("lent", "lent", "second"),
+        ("first", "dense"),
+        ("first", "rest", "both"),
+        ("both", "first", "second", "dense", "rest"),
+    ],
+)
+def test_steps_that_take_turns_are_repeated_with_the_same_bits(
+    make: Make, kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = before = 0
+    build = SparseReplay.__init__
+
+    def count(self: SparseReplay, *arguments: Any) -> None:
+        nonlocal made
+        made += 1
+        build(self, *arguments)
+
+    monkeypatch.setattr(SparseReplay, "__init__", count)
+    repeated, single = make(), make()
+    own, other = ([table(), table(), tw.Variable(torch.ones(3, 4))] for _ in range(2))
+    for seed in range(6 * len(kinds)):
+        kind = kinds[seed % len(kinds)]
+        repeated.apply_gradients(three_steps(own, seed, kind))
+        if seed == 3 * len(kinds):
+            before = made
+        single._earlier, single._replay, single._plan = None, None, None
+        single.apply_gradients(three_steps(other, seed, kind))
+    assert made == before > 0
+    assert int(repeated.iterations) == 6 * len(kinds)
+    for one, two in zip(own, other, strict=True):
+        assert torch.equal(one, two)
+    for one, two in zip(repeated.weights, single.weights, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_replay_of_earlier_steps_sees_what_has_moved() -> None:
+    optimizer, other = tw.optimizers.Adam(), tw.optimizers.Adam()
+    own, alone = ([table(), table()] for _ in range(2))
+    for seed in range(12):
+        if seed == 7:
+            own[0].data = own[0].data.clone()
+        if seed == 9:
+            slot = optimizer.get_slot(own[1], "v")
+            slot.data = slot.data.clone()
+        number = seed % 2
+        optimizer.apply_gradients([(slices(seed), own[number])])
+        other._earlier, other._replay = None, None
+        other.apply_gradients([(slices(seed), alone[number])])
+    assert all(map(torch.equal, own, alone))
+    wrong = tw.IndexedSlices(torch.ones(1, WIDTH), torch.tensor([ROWS]))
+    with pytest.raises(ValueError, match="indices in"):
+        optimizer.apply_gradients([(wrong, own[0])])
+    assert int(optimizer.iterations) == 12
