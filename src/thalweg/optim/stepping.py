@@ -181,6 +181,8 @@ def _launch(replay: Replay, step: Resolved, values: Mapping[str, np.ndarray]) ->
         return True
 
     before = update_rows if updates else None
+    if updates:
+        replay.plan.write_beside([t for u in updates for t in u.member.tensors])
     return step.transforms.run(replay.plan, step.dense, values, before_run=before)
 
 

@@ -218,6 +218,27 @@ def test_dense_and_sparse_gradients_in_one_model() -> None:
     assert losses[-1] < losses[0] / 100
 
 
+@pytest.mark.parametrize("make", [tw.optim.SGD, tw.optim.Adagrad])
+def test_a_dense_gradient_in_a_table_is_read_before_its_rows_are_written(
+    make: Any,
+) -> None:
+    found: list[torch.Tensor] = []
+    for is_shared in (True, False):
+        table = torch.nn.Parameter(torch.arange(12.0).view(6, 2))
+        other = torch.nn.Parameter(torch.zeros(2, 2))
+        optimizer = make([table, other], lr=1.0)
+        for step in range(5):
+            if step == 3:
+                table.data = table.data.clone()
+            lent = table.detach()[:2]
+            rows = tw.IndexedSlices(torch.ones(2, 2), torch.tensor([0, 3]), (6, 2))
+            table.grad = rows.to_sparse()
+            other.grad = lent if is_shared else lent.clone()
+            optimizer.step()
+        found.append(other.detach())
+    assert torch.equal(*found)
+
+
 def test_a_parameter_changes_between_dense_and_sparse() -> None:
     own, dense = table(), table()
     dense.sparse = False
