@@ -15,7 +15,7 @@ from tests.unit.optim.twins import (
     run,
     set_gradients,
 )
-from thalweg import optim
+from thalweg import IndexedSlices, optim
 
 EVERY = (*TWINS, *OWN)
 
@@ -218,21 +218,21 @@ def test_dense_and_sparse_gradients_in_one_model() -> None:
     assert losses[-1] < losses[0] / 100
 
 
-@pytest.mark.parametrize("make", [tw.optim.SGD, tw.optim.Adagrad])
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adagrad])
 def test_a_dense_gradient_in_a_table_is_read_before_its_rows_are_written(
     make: Any,
 ) -> None:
     found: list[torch.Tensor] = []
     for is_shared in (True, False):
-        table = torch.nn.Parameter(torch.arange(12.0).view(6, 2))
+        held = torch.nn.Parameter(torch.arange(12.0).view(6, 2))
         other = torch.nn.Parameter(torch.zeros(2, 2))
-        optimizer = make([table, other], lr=1.0)
+        optimizer = make([held, other], lr=1.0)
         for step in range(5):
             if step == 3:
-                table.data = table.data.clone()
-            lent = table.detach()[:2]
-            rows = tw.IndexedSlices(torch.ones(2, 2), torch.tensor([0, 3]), (6, 2))
-            table.grad = rows.to_sparse()
+                held.data = held.data.clone()
+            lent = held.detach()[:2]
+            rows = IndexedSlices(torch.ones(2, 2), torch.tensor([0, 3]), (6, 2))
+            held.grad = rows.to_sparse()
             other.grad = lent if is_shared else lent.clone()
             optimizer.step()
         found.append(other.detach())
