@@ -251,6 +251,8 @@ class Applying(WholeRows):
                 return applied
         check_pairs(pairs)
         self._check_constraints(pairs)
+        if batch:  # they were not looked at, and flags may ask for other slots now
+            self._create_all_weights([variable for _, variable in pairs])
         located = self._locate(extended, pairs)
         clock = self._clock_of(located)
         located, decayed = self._with_whole_rows(located, clock)

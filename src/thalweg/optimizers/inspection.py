@@ -113,7 +113,10 @@ class Inspection(Accumulating):
         return [part.key for part in rows if part.is_compiled]
 
     def _built(self) -> list[Entry]:
-        return [e for e in self._entries.values() if e.built_for is not None]
+        built = [e for e in self._entries.values() if e.built_for is not None]
+        # A flag that was set since may ask for a slot that the next step makes.
+        self._create_all_weights([entry.variable for entry in built])
+        return built
 
     def _parts(self, entries: Sequence[Entry]) -> Iterator[Part]:
         """What the last steps did with some variables, or a step will do."""

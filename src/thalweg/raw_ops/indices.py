@@ -53,6 +53,7 @@ class _Deferred:
             raise ValueError(_outside_message(self.op, index, offset, self.num_rows))
 
 
+_WIDE = torch.int32, torch.int64
 _deferred: deque[_Deferred] = deque()
 
 
@@ -71,11 +72,7 @@ def indices_of(op: str, indices: Any, variable: torch.Tensor) -> torch.Tensor:
         raise TypeError(
             message(f"{op}: indices", "integers", describe(indices), "Pass some.")
         ) from None
-    if indices.numel() == 0 and not indices.dtype.is_floating_point:
-        return indices.long()
-    if indices.dtype not in (torch.int32, torch.int64):
-        if indices.numel() == 0:
-            return indices.long()
+    if indices.dtype not in _WIDE and indices.numel():
         raise TypeError(
             message(f"{op}: indices", "int32 or int64", describe(indices), "Cast them.")
         )
@@ -85,7 +82,7 @@ def indices_of(op: str, indices: Any, variable: torch.Tensor) -> torch.Tensor:
                 op, "a variable with rows", describe(variable), "Reshape it to (1,)."
             )
         )
-    return indices
+    return indices if indices.numel() else indices.long()
 
 
 def refuse_outside(op: str, indices: torch.Tensor, num_rows: int) -> None:

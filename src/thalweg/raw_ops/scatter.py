@@ -5,7 +5,7 @@ Duplicates of an index act one after the other, in order of appearance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,14 @@ _COPIED_AS = {
 
 class _ScatterDoor(RowDoor):
     """A raw op of one operation on rows; integers are exact."""
+
+    def _again(
+        self, flags: Mapping[str, bool]
+    ) -> Callable[[Sequence[Any], Sequence[float]], bool]:
+        again = super()._again(flags)
+        if self.rule.function is not rules.scatter_div:
+            return again
+        return lambda given, numbers: _are_divisors(given[1]) and again(given, numbers)
 
     def _operands(self, given: Sequence[Any]) -> tuple[list[Tensor], Tensor, Tensor]:
         op, function = self._op, self.rule.function
@@ -309,6 +317,17 @@ def _check_dtype(op: str, handle: Tensor, *, is_copied: bool) -> None:
         advice = "Pass torch.view_as_real of it."
     expected = "a tensor of integers, float32, float64, bfloat16 or float16"
     raise ValueError(message(f"{op}: resource", expected, describe(handle), advice))
+
+
+def _are_divisors(updates: Any) -> bool:
+    """Whether these are numbers in the host's memory, and none is 0."""
+    return (
+        isinstance(updates, Tensor)
+        and updates.is_cpu
+        and updates.layout is torch.strided
+        and updates.data_ptr() != 0
+        and not bool((updates == 0).any())
+    )
 
 
 def _check_divisors(op: str, updates: Tensor) -> None:

@@ -118,3 +118,25 @@ def test_the_default_depends_on_the_step(monkeypatch: pytest.MonkeyPatch) -> Non
     empty = Elsewhere([])
     with checked_rows("Op", empty, [table], False) as safe:  # pyright: ignore[reportArgumentType]
         assert safe is empty
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_a_variable_without_rows_is_refused_without_indices_too(
+    dtype: torch.dtype,
+) -> None:
+    nothing = torch.zeros(0, dtype=dtype)
+    number = torch.tensor(1.0)
+    with pytest.raises(ValueError, match="a variable with rows"):
+        tw.raw_ops.ResourceScatterAdd(
+            resource=number, indices=nothing, updates=torch.zeros(0)
+        )
+    with pytest.raises(ValueError, match="a variable with rows"):
+        tw.raw_ops.ResourceSparseApplyMomentum(
+            var=number,
+            accum=torch.tensor(0.0),
+            lr=1.0,
+            grad=torch.zeros(0),
+            indices=nothing,
+            momentum=0.0,
+        )
+    assert number.item() == 1.0

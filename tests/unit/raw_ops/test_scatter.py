@@ -128,3 +128,20 @@ def test_small_integers_wrap_around(dtype: torch.dtype) -> None:
     assert scattered("Add", [most], [0, 0], [1, 1], dtype) == [
         torch.iinfo(dtype).min + 1
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_division_by_zero_is_refused_after_calls_that_were_right(
+    dtype: torch.dtype,
+) -> None:
+    resource = torch.full((3, 2), 8.0, dtype=dtype)
+    divide = tw.raw_ops.ResourceScatterDiv
+    indices, right = torch.tensor([0, 1]), torch.full((2, 2), 2.0, dtype=dtype)
+    for _ in range(2):
+        divide(resource=resource, indices=indices, updates=right)
+    wrong = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=dtype)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="must not contain 0"):
+            divide(resource=resource, indices=indices, updates=wrong)
+    divide(resource=resource, indices=indices, updates=right)
+    assert resource.tolist() == [[1.0, 1.0], [1.0, 1.0], [8.0, 8.0]]
