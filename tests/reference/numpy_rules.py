@@ -170,6 +170,11 @@ def centered_rms_prop(var, ms, mom, mg, grad, *, lr, rho, momentum, epsilon):
     return var - step, second, step, first
 
 
+# In exact arithmetic TensorFlow's sparse ops do what its dense ones do.
+rms_prop_of_rows = rms_prop
+centered_rms_prop_of_rows = centered_rms_prop
+
+
 def rms_prop_without_momentum(var, rms, grad, *, lr, rho, epsilon):
     second = rho * rms + (1 - rho) * grad**2
     return var - lr * grad / (np.sqrt(second) + epsilon), second

@@ -18,9 +18,9 @@ __all__ = [
 
 _rms_prop = Door("ResourceApplyRMSProp", rules.rms_prop)
 _centered_rms_prop = Door("ResourceApplyCenteredRMSProp", rules.centered_rms_prop)
-_sparse_rms_prop = RowDoor("ResourceSparseApplyRMSProp", rules.rms_prop)
+_sparse_rms_prop = RowDoor("ResourceSparseApplyRMSProp", rules.rms_prop_of_rows)
 _sparse_centered_rms_prop = RowDoor(
-    "ResourceSparseApplyCenteredRMSProp", rules.centered_rms_prop
+    "ResourceSparseApplyCenteredRMSProp", rules.centered_rms_prop_of_rows
 )
 
 
@@ -118,7 +118,7 @@ def ResourceSparseApplyRMSProp(
     name: str | None = None,
     check_indices: bool | None = None,
 ) -> None:
-    """Run `thalweg.rules.rms_prop` on rows.
+    """Run `thalweg.rules.rms_prop_of_rows` on rows.
 
     Args:
         var: The variable, its handle, or a tensor; shape [M, …]. Written.
@@ -159,7 +159,7 @@ def ResourceSparseApplyCenteredRMSProp(
     name: str | None = None,
     check_indices: bool | None = None,
 ) -> None:
-    """Run `thalweg.rules.centered_rms_prop` on rows.
+    """Run `thalweg.rules.centered_rms_prop_of_rows` on rows.
 
     Args:
         var: The variable, its handle, or a tensor; shape [M, …]. Written.

@@ -19,11 +19,15 @@ from thalweg.rules.nadam import nadam
 from thalweg.rules.proximal import proximal_adagrad, proximal_gradient_descent
 from thalweg.rules.rms_prop import (
     centered_rms_prop,
-    centered_rms_prop_then_momentum,
+    centered_rms_prop_of_rows,
     centered_rms_prop_without_momentum,
     rms_prop,
-    rms_prop_then_momentum,
+    rms_prop_of_rows,
     rms_prop_without_momentum,
+)
+from thalweg.rules.rms_prop_then_momentum import (
+    centered_rms_prop_then_momentum,
+    rms_prop_then_momentum,
 )
 from thalweg.rules.scatter import (
     scatter_add,
@@ -48,6 +52,7 @@ __all__ = [
     "adam_with_amsgrad",
     "add_sign",
     "centered_rms_prop",
+    "centered_rms_prop_of_rows",
     "centered_rms_prop_then_momentum",
     "centered_rms_prop_without_momentum",
     "decoupled_weight_decay",
@@ -63,6 +68,7 @@ __all__ = [
     "proximal_adagrad",
     "proximal_gradient_descent",
     "rms_prop",
+    "rms_prop_of_rows",
     "rms_prop_then_momentum",
     "rms_prop_without_momentum",
     "row_wise_adagrad",

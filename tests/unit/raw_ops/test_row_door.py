@@ -196,3 +196,26 @@ def test_an_own_op_on_rows_that_has_run_can_be_copied() -> None:
             op(var=var, grad=torch.ones(2, 2), indices=torch.tensor([2, 2]), lr=0.25)
             op(var=var, grad=torch.ones(1, 2), indices=[0], lr=0.25, times=True)
             assert var[:, 1].tolist() == [0.5, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("mean", "gradient", "expected", "centered"),
+    [(100.0, 0.05, 0.9000020, None), (1e8, 1.0, 0.9, -288.6)],
+)
+def test_sparse_rms_prop_forgets_a_mean_as_tensorflow_does(
+    mean: float, gradient: float, expected: float, centered: float | None
+) -> None:
+    """Without decay the new mean is the square of the gradient; TensorFlow 2.21."""
+    numbers = {"lr": 0.1, "rho": 0.0, "momentum": 0.0, "epsilon": 1e-7}
+    rows: dict[str, Any] = {"grad": torch.tensor([gradient]), "indices": [0]}
+    var, ms, mom = torch.ones(1), torch.tensor([mean]), torch.zeros(1)
+    tw.raw_ops.ResourceSparseApplyRMSProp(var=var, ms=ms, mom=mom, **numbers, **rows)
+    assert ms.item() == pytest.approx(gradient**2, rel=1e-6)
+    assert var.item() == pytest.approx(expected, rel=1e-6)
+    var, ms, mom = torch.ones(1), torch.tensor([mean]), torch.zeros(1)
+    tw.raw_ops.ResourceSparseApplyCenteredRMSProp(
+        var=var, mg=torch.zeros(1), ms=ms, mom=mom, **numbers, **rows
+    )
+    assert ms.item() == pytest.approx(gradient**2, rel=1e-6)
+    if centered is not None:
+        assert var.item() == pytest.approx(centered, rel=1e-3)
