@@ -249,11 +249,27 @@ class Applying(WholeRows):
             applied = self._repeat(rule, batch[0], transforms)
             if applied is not None:
                 return applied
+        self._look_closely(pairs, is_known=batch is not None)
+        return self._apply_anew(rule, pairs, self._locate(extended, pairs), transforms)
+
+    def _look_closely(self, pairs: Pairs, *, is_known: bool) -> None:
+        """Check a step that cannot be repeated; what is known of the last one rests."""
         check_pairs(pairs)
         self._check_constraints(pairs)
-        if batch:  # they were not looked at, and flags may ask for other slots now
+        if is_known:  # flags may ask for other slots than in the step before
             self._create_all_weights([variable for _, variable in pairs])
-        located = self._locate(extended, pairs)
+        else:
+            self._set_aside(self._earlier_steps())
+        self._replay = None
+
+    def _apply_anew(
+        self,
+        rule: Rule,
+        pairs: Pairs,
+        located: list[Located],
+        transforms: Transforms,
+    ) -> bool:
+        """Plan a step and take it; False if it was left out."""
         clock = self._clock_of(located)
         located, decayed = self._with_whole_rows(located, clock)
         dense = [x for x in located if not isinstance(x.gradient, IndexedSlices)]
@@ -262,9 +278,6 @@ class Applying(WholeRows):
             check_overlap(self._name, [one.component for one in located])
         updates: list[RowUpdate | None] = []
         held: list[HeldRows] = []
-        if batch is None:
-            self._set_aside(self._earlier_steps())
-        self._replay = None
 
         def update_rows() -> None:
             held.extend(self._hold(decayed))
@@ -276,10 +289,8 @@ class Applying(WholeRows):
             plan = self._plan_of(rule, dense, transforms)
             plan.clock = clock
             plan.write_beside(self._tensors_of(rule, sparse))
-            factor = self._scaling.factor
-            is_taken = transforms.run(
-                plan, gradients, self._values, factor, update_rows
-            )
+            numbers = self._values, self._scaling.factor
+            is_taken = transforms.run(plan, gradients, *numbers, update_rows)
         else:
             plan, is_taken = None, True
             self._run_rows(clock, update_rows)
