@@ -14,6 +14,8 @@ from thalweg.compiler import Rule
 from thalweg.distribute import local_tensor
 from thalweg.distribute.shards import whole_of
 from thalweg.errors import message
+from thalweg.optimizers.absent_slots import without_slots
+from thalweg.optimizers.declared import checked_states
 from thalweg.optimizers.rounding import StochasticRounding
 from thalweg.optimizers.slots import Entry
 from thalweg.rules import decoupled_weight_decay, scatter_update
@@ -53,6 +55,7 @@ class RuleApplication(StochasticRounding):
     update: Callable[..., Any] | None = None
     keras_sparse: ClassVar[KerasSparse] = "rows"
     _states: dict[str, Variable]
+    _states_are_checked: bool = False
     _values: Mapping[str, np.ndarray]
     _bound: dict[Any, Rule]
 
@@ -101,7 +104,8 @@ class RuleApplication(StochasticRounding):
     def next_states(self, step: Any) -> Mapping[str, Any]:
         """The declared states after a step; those that are not named stay.
 
-        ``self`` has the hyperparameters and the states as numbers.
+        ``self`` has the hyperparameters and the states as numbers. Before the first
+        step it is called once to see whether names and values are right.
 
         Args:
             step: Number of the step that was taken, counted from 1.
@@ -149,12 +153,15 @@ class RuleApplication(StochasticRounding):
 
     def _advance_states(self) -> None:
         """Give the states the values that follow the step just taken."""
+        for name, value in self._states_to_come().items():
+            self._states[name].fill_(value)
+
+    def _states_to_come(self) -> dict[str, Any]:
         if not self._states:
-            return
+            return {}
         numbers = self._numbers(0)
         view: Any = ScalarView(type(self), {**self._flags, **numbers})
-        for name, value in view.next_states(numbers[STEP]).items():
-            self._states[name].fill_(value)
+        return checked_states(type(self), view.next_states(numbers[STEP]))
 
     # -- binding --------------------------------------------------------------
 
@@ -177,22 +184,28 @@ class RuleApplication(StochasticRounding):
             *((EMA_MOMENTUM,) if self.use_ema else ()),
         )
         rule_flags = tuple(self.rule_flags().items())
-        key = (self.rule(), tuple(self._flags.values()), rule_flags, extras)
+        asked = [bool(getattr(self, name)) for name in self._slot_conditions]
+        key = (self.rule(), *self._flags.values(), *asked, rule_flags, extras)
         if key not in self._bound:
             self._bound[key] = self._bind(rule_flags, extras)
+        if self._states and self._values and not self._states_are_checked:
+            self._states_to_come()  # refuses before anything is written
+            self._states_are_checked = True
         return self._bound[key]
 
     def _bind(
         self, rule_flags: tuple[tuple[str, bool], ...], extras: tuple[str, ...]
     ) -> Rule:
         names = (*self._hypers_declared, *self._states_declared, *extras)
-        rule = self._rule()
+        rule, slots = self._rule(), self.active_slots()
+        absent = tuple(name not in slots for name in self._slots_declared)
+        if any(absent) and len(absent) == len(rule.slots):
+            rule = without_slots(rule, absent)
         flags = tuple(self._flags.items())
         bound = bind_rule(
             *(rule, type(self), tuple(dict.fromkeys(names)), flags, rule_flags),
             has_copy=self._has_copies,
         )
-        slots = self.active_slots()
         if len(slots) != len(bound.slots):
             raise TypeError(
                 message(

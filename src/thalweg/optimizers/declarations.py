@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 
 from thalweg.errors import message
@@ -20,21 +21,41 @@ __all__ = [
     "Flag",
     "Hyper",
     "HyperValue",
+    "Layout",
     "Scale",
     "Slot",
     "State",
     "declared_of",
+    "plain_number",
     "scale",
 ]
 
-HyperValue = float | int | torch.Tensor | LearningRateSchedule | Callable[..., Any]
+_Number = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
+HyperValue = _Number | LearningRateSchedule | Callable[..., Any]
+Layout = Literal["like", "row", "scalar"]
+"""The shape of a slot beside its variable."""
 _MISSING: Any = object()
+
+
+def plain_number(value: Any) -> Any:
+    """A NumPy number or bool as the Python one it is; anything else as it is.
+
+    Example:
+        >>> plain_number(np.int64(3)), plain_number(np.array(0.5)), plain_number("a")
+        (3, 0.5, 'a')
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, np.floating):
+        return float(value)
+    return value.item() if isinstance(value, (np.integer, np.bool_)) else value
 
 
 class Hyper:
     """A hyperparameter: a number, a schedule, or a callable that gives a number.
 
-    Reading it from an optimizer gives the number in force as a ``float``. It is a
+    A NumPy number is taken as the Python number it is. Reading the hyperparameter
+    from an optimizer gives the number in force as a ``float``. It is a
     cell of the kernel's scalar table, never a constant of the generated code, so
     changing it compiles nothing.
 
@@ -112,39 +133,44 @@ class Hyper:
         optimizer: Any = instance
         optimizer._set_hyper(self.name, value)
 
-    def check(self, where: str, value: Any) -> None:
+    def check(self, where: str, value: Any) -> Any:
         """Refuse a value that this hyperparameter cannot take.
 
         Args:
             where: Text that begins the message.
             value: What was given.
 
+        Returns:
+            The value; a NumPy number as a Python number.
+
         Raises:
             TypeError: If it is neither number nor schedule nor callable.
             ValueError: If it is NaN or out of bounds.
         """
-        if isinstance(value, torch.Tensor) and value.ndim == 0:
-            value = value.item()
-        if callable(value):
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        value = plain_number(value)
+        is_held = isinstance(value, torch.Tensor) and value.ndim == 0
+        number = value.item() if is_held else value
+        if callable(number):
+            return value
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise TypeError(
                 message(
                     f"{where}: {self.name}",
                     "a number, a LearningRateSchedule or a callable",
-                    f"{value!r} ({type(value).__name__})",
+                    f"{number!r} ({type(number).__name__})",
                     "Pass one of these.",
                 )
             )
-        if not self.allows(float(value)):
+        if not self.allows(float(number)):
             raise ValueError(
                 message(
                     f"{where}: {self.name}",
                     self.bounds(),
-                    repr(value),
+                    repr(number),
                     "Pass a value in this range.",
                 )
             )
+        return value
 
     def allows(self, value: float) -> bool:
         """Whether a number lies within the bounds; NaN never does."""
@@ -198,8 +224,9 @@ class Flag:
     def __get__(self, instance: Any, owner: type) -> Any:
         return self if instance is None else instance._flags[self.name]
 
-    def __set__(self, instance: object, value: bool) -> None:
+    def __set__(self, instance: object, value: bool | np.bool_) -> None:
         optimizer: Any = instance
+        value = plain_number(value)
         if not isinstance(value, bool):
             raise TypeError(
                 message(
@@ -221,9 +248,10 @@ class Slot:
             one ``"scalar"``.
         initial: First value: a number, ``"var"`` for a copy of the variable, or the
             name of a hyperparameter.
-        dtype: Storage dtype; by default the variable's, or float32 where that is a
-            half-precision type.
+        dtype: Storage dtype, or its name; by default the variable's, or float32 where
+            that is a half-precision type.
         when: Name of an attribute of the optimizer; the slot exists where it is true.
+            Elsewhere ``update`` gets None for it, and returns None or leaves it out.
         name: Name of the slot, by default that of the class attribute.
 
     Example:
@@ -236,9 +264,9 @@ class Slot:
         ...         return var - learning_rate * torch.sign(m_new), m_new
     """
 
-    shape: Literal["like", "row", "scalar"] = "like"
+    shape: Layout = "like"
     initial: float | str = 0.0
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | str | None = None
     when: str | None = None
     name: str | None = None
 
@@ -303,6 +331,7 @@ def scale(factor: float) -> Scale:
         >>> tw.optimizers.SGD(0.1, per_variable=layer_wise).learning_rate
         0.1
     """
+    factor = plain_number(factor)
     if isinstance(factor, bool) or not isinstance(factor, (int, float)):
         got = f"{factor!r} ({type(factor).__name__})"
         raise TypeError(message("scale", "a number", got, "Pass a factor."))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,13 +16,16 @@ from thalweg.optimizers.declarations import (
     Slot,
     State,
     declared_of,
+    plain_number,
 )
+from thalweg.optimizers.slot_checks import check_slot, check_slot_names
 from thalweg.step import EMA, LOW_PRECISION_COPY
 
-__all__ = ["Declared", "checked_name"]
+__all__ = ["Declared", "checked_name", "checked_states", "unknown_hyperparameter"]
 
 Pairs = list[tuple[Any, Any]]
 _STEP = "step"
+_RESERVED = ("self", "name", "options", _STEP)
 _SLOTS_OF_OPTIONS = (EMA, LOW_PRECISION_COPY, "gradient_accumulator")
 
 
@@ -41,6 +44,8 @@ class Declared:
     _flags_declared: Mapping[str, Flag] = {}
     _slots_declared: Mapping[str, Slot] = {}
     _states_declared: Mapping[str, State] = {}
+    _slot_conditions: tuple[str, ...] = ()
+    """What slots ask ``when`` of, beside flags."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -48,7 +53,11 @@ class Declared:
         cls._flags_declared = declared_of(cls, Flag)
         slots = declared_of(cls, Slot)
         cls._slots_declared = {s.name or name: s for name, s in slots.items()}
+        for name, slot in cls._slots_declared.items():
+            check_slot(f"{cls.__name__}.{name}", slot)
         cls._states_declared = declared_of(cls, State)
+        conditions = {s.when for s in slots.values() if s.when is not None}
+        cls._slot_conditions = tuple(sorted(conditions - cls._flags_declared.keys()))
         own = vars(cls)
         declares = any(isinstance(v, (Hyper, Flag)) for v in own.values())
         if declares and "__init__" not in own:
@@ -78,6 +87,8 @@ def _write_constructor(cls: type[Declared]) -> None:
         options |= {n: values.pop(n) for n in [*values] if n not in known}
         self._construct(cls, name, options, values)
         self._refuse_scaled_decay()
+        if type(self).__init__ is construct:  # else more may be set behind it
+            check_slot_names(self, self._slots_declared)
         if not self._applies_by_hand:  # such a class may make others in a step
             known = {*self._slots_declared, *_SLOTS_OF_OPTIONS}
             self._settings.check_slot_names(type(self).__name__, known)
@@ -103,6 +114,36 @@ def checked_name(where: str, name: Any) -> str | None:
     return name
 
 
+def checked_states(cls: type[Declared], given: Any) -> dict[str, Any]:
+    """What ``next_states`` gave for the states that a class declares.
+
+    Raises:
+        TypeError: If it is no mapping, has another name, or a value is no number.
+    """
+    where, known = f"{cls.__name__}.next_states", cls._states_declared
+    if not isinstance(given, Mapping):
+        action = "Return a dictionary; what is not named stays."
+        text = message(where, "new values by name", describe(given), action)
+        raise TypeError(text)
+    for name, value in given.items():
+        if name not in known:
+            expected = "the names of declared states"
+            text = message(where, expected, repr(name), nearest(name, known))
+            raise TypeError(text)
+        number = plain_number(value)
+        is_held = isinstance(number, torch.Tensor) and number.ndim == 0
+        if not (is_held or isinstance(number, (int, float))):
+            expected, action = f"a number as the new {name!r}", "Return one number."
+            raise TypeError(message(where, expected, describe(value), action))
+    return {name: plain_number(value) for name, value in given.items()}
+
+
+def unknown_hyperparameter(where: str, name: str, known: Iterable[str]) -> KeyError:
+    """An error about the name of a hyperparameter that an optimizer does not have."""
+    expected = "the name of a hyperparameter"
+    return KeyError(message(where, expected, repr(name), nearest(name, known)))
+
+
 def _refuse_parameters(where: str, rate: Any) -> None:
     """Refuse what torch's optimizers are given first; ``lr=`` would hide it."""
     if isinstance(rate, (torch.nn.Module, Iterator, list, tuple)):
@@ -123,6 +164,7 @@ def _constructor_signature(cls: type[Declared]) -> inspect.Signature:
     kind = inspect.Parameter
     parameters = [kind("self", kind.POSITIONAL_OR_KEYWORD)]
     declared = declared_of(cls, (Hyper, Flag))
+    _refuse_reserved(cls, declared)
     for name, field in declared.items():
         required = isinstance(field, Hyper) and field.is_required
         default = kind.empty if required else field.default
@@ -145,6 +187,21 @@ def _constructor_signature(cls: type[Declared]) -> inspect.Signature:
                 "Reorder the declarations or give every one a default.",
             )
         ) from None
+
+
+def _refuse_reserved(cls: type[Declared], declared: Iterable[str]) -> None:
+    """Refuse names that a constructor or a rule has a meaning for."""
+    for name in declared:
+        if name in _RESERVED:
+            raise TypeError(
+                message(
+                    f"{cls.__name__}.{name}",
+                    f"a hyperparameter or flag called none of {', '.join(_RESERVED)}",
+                    repr(name),
+                    "These names are reserved, for every constructor and for the "
+                    "number of the step: call it otherwise.",
+                )
+            )
 
 
 def _check_update(cls: type[Declared], update: Any) -> None:

@@ -18,6 +18,7 @@ from thalweg.gradients import (
 from thalweg.gradients.loss_scale import NOT_SCALED, Scaling, scaled
 from thalweg.gradients.nest import flatten
 from thalweg.optimizers.application import RuleApplication
+from thalweg.optimizers.declarations import plain_number
 from thalweg.optimizers.pairs import Pairs
 from thalweg.state import IndexedSlices
 from thalweg.step import NonFinite, Plan, Transforms, refuse_nonfinite
@@ -43,13 +44,19 @@ class Clip:
                 f"{where}: `{self.name}` cannot be set when `gradient_transformers` is "
                 "set. Clip in one of the transformers instead."
             )
-        if value is not None and not value >= 0:
-            raise ValueError(
-                message(
-                    where, f"{self.name} >= 0", repr(value), "Pass None for no clip."
-                )
-            )
-        instance._clips[self.name] = value
+        instance._clips[self.name] = (
+            None if value is None else self._checked(where, value)
+        )
+
+    def _checked(self, where: str, value: Any) -> Any:
+        value = plain_number(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_number = is_number or (isinstance(value, torch.Tensor) and value.ndim == 0)
+        if is_number and value >= 0:
+            return value
+        got = repr(value) if is_number else f"{value!r} ({type(value).__name__})"
+        text = message(where, f"{self.name} >= 0", got, "Pass None for no clip.")
+        raise (ValueError if is_number else TypeError)(text)
 
 
 class GradientHooks(RuleApplication):

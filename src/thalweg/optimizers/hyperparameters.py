@@ -14,7 +14,7 @@ import torch
 from thalweg import schedules
 from thalweg.errors import message, nearest
 from thalweg.optimizers.declarations import Hyper, Scale
-from thalweg.optimizers.declared import Declared
+from thalweg.optimizers.declared import Declared, unknown_hyperparameter
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
 from thalweg.optimizers.torch_formula import TORCH_FORMULA
@@ -53,7 +53,7 @@ class HyperparameterAccess(Declared):
 
         def __getattr__(self, name: str) -> Any:
             hyper = self.__dict__.get("_hyper", {})
-            key = "learning_rate" if name == "lr" else name
+            key = self._key_of(name)
             if key in hyper:
                 return self.hyper_in_force(key)
             if key == "weight_decay":
@@ -63,10 +63,8 @@ class HyperparameterAccess(Declared):
                 + ("" if name.startswith("_") else self._advice_on(name))
             )
 
-    if not TYPE_CHECKING:  # a type checker shall reject wrong names
-
         def __setattr__(self, name: str, value: Any) -> None:
-            key = "learning_rate" if name == "lr" else name
+            key = self._key_of(name)
             is_option = key == "weight_decay" and key not in self._hypers_declared
             if is_option and value is None:
                 self._settings.refuse_scaled_decay(type(self).__name__)
@@ -75,6 +73,11 @@ class HyperparameterAccess(Declared):
                 self._set_hyper(key, value)
             else:
                 super().__setattr__(name, value)
+
+    def _key_of(self, name: str) -> str:
+        """The hyperparameter that a name means; ``lr`` is an old one, or its own."""
+        is_old = name == "lr" and name not in self._hypers_declared
+        return "learning_rate" if is_old else name
 
     def _refuse_scaled_decay(self) -> None:
         """Refuse factors on a weight decay if there is none."""
@@ -122,8 +125,7 @@ class HyperparameterAccess(Declared):
             value = schedules.deserialize(value)
         if declared is None:
             bound.name = name
-        bound.check(type(self).__name__, value)
-        self._hyper[name] = value
+        self._hyper[name] = bound.check(type(self).__name__, value)
 
     def _get_hyper(self, name: str, dtype: torch.dtype | None = None) -> Any:
         """Value of a hyperparameter as Keras gives it.
@@ -176,7 +178,10 @@ class HyperparameterAccess(Declared):
 
         Raises:
             ValueError: If a schedule or callable gives NaN or leaves the bounds.
+            KeyError: If there is no such hyperparameter.
         """
+        if name not in self._hyper:
+            raise unknown_hyperparameter(type(self).__name__, name, self._hyper)
         return self._number(name, self._hyper[name])
 
     def _number(self, name: str, value: Any, step: int | None = None) -> float:
@@ -266,8 +271,8 @@ class HyperparameterAccess(Declared):
         """Make an optimizer from what `get_config` gave.
 
         Args:
-            config: Constructor arguments; ``lr`` is read as ``learning_rate``, the
-                dictionary of a schedule as that schedule, of any hyperparameter.
+            config: Constructor arguments; ``lr`` is read as ``learning_rate`` unless
+                the constructor has it, the dictionary of a schedule as that schedule.
             custom_objects: Own schedule classes by name.
 
         Returns:
@@ -277,7 +282,7 @@ class HyperparameterAccess(Declared):
             TypeError: If an entry is not an argument of the constructor.
         """
         arguments = dict(config)
-        if "lr" in arguments:
+        if "lr" in arguments and "lr" not in inspect.signature(cls).parameters:
             arguments["learning_rate"] = arguments.pop("lr")
         for name in _ZERO_IS_NONE:
             if type(arguments.get(name)) is int and arguments[name] == 0:

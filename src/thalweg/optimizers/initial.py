@@ -8,6 +8,7 @@ import torch
 
 from thalweg.distribute.row_shards import sharded_rows
 from thalweg.errors import describe, message
+from thalweg.optimizers.declarations import plain_number
 from thalweg.state import Variable, colocate_with
 
 __all__ = ["Initializer", "initial_value", "new_slot"]
@@ -39,11 +40,7 @@ def initial_value(
     Raises:
         ValueError: If the initializer is unknown or gives another shape.
     """
-    value = (
-        _BY_NAME.get(initializer, initializer)
-        if isinstance(initializer, str)
-        else initializer
-    )
+    value = _by_name(initializer)
     if callable(value) and not isinstance(value, torch.Tensor):
         value = value(shape, dtype=dtype)
     if isinstance(value, (int, float)):
@@ -58,6 +55,13 @@ def initial_value(
             )
         )
     return value.detach().to(dtype=dtype, device=device, copy=True)
+
+
+def _by_name(initializer: Initializer) -> Any:
+    """An initializer with the number in place of its name, or of a NumPy one."""
+    if isinstance(initializer, str):
+        return _BY_NAME.get(initializer, initializer)
+    return plain_number(initializer)
 
 
 def new_slot(
@@ -86,7 +90,7 @@ def new_slot(
         slot: Any = rows
         if slot is None:
             slot = torch.zeros_like(variable, dtype=dtype, requires_grad=False)
-        start: Any = _BY_NAME.get(initializer, initializer)
+        start = _by_name(initializer)
         if isinstance(start, torch.Tensor):
             return slot.copy_(start)
         return slot.fill_(start)

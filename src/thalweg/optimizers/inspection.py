@@ -114,8 +114,8 @@ class Inspection(Accumulating):
 
     def _built(self) -> list[Entry]:
         built = [e for e in self._entries.values() if e.built_for is not None]
-        # A flag that was set since may ask for a slot that the next step makes.
-        self._create_all_weights([entry.variable for entry in built])
+        if built:  # a flag that was set since may ask for a slot of the next step
+            self._create_all_weights([entry.variable for entry in built])
         return built
 
     def _parts(self, entries: Sequence[Entry]) -> Iterator[Part]:

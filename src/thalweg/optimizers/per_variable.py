@@ -11,16 +11,16 @@ import torch
 
 from thalweg import schedules
 from thalweg.errors import message, nearest
-from thalweg.optimizers.declarations import Hyper, Scale, scale
+from thalweg.optimizers.declarations import Hyper, Scale, plain_number, scale
 from thalweg.state import name_of
 from thalweg.step import LOW_PRECISION_COPY, NonFinite
 from thalweg.step.rounding import checked_rounding
 
-__all__ = ["Override", "Settings", "match_patterns"]
+__all__ = ["DTYPES", "Override", "Settings", "dtype_among", "match_patterns"]
 
 SPARSE_UPDATES = ("rows", "exact", "keras")
 NONFINITE = ("off", "skip", "error")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PLAIN = (
     *("sparse_update", "nonfinite"),
     *("ema_overwrite_frequency", "gradient_accumulation_steps"),
@@ -83,7 +83,8 @@ class Settings:
         """
         _refuse_factor(where, options.pop("loss_scale_factor", None))
         names = {"stochastic_rounding": False, "rounding_seed": None}
-        rounding = [options.pop(name, default) for name, default in names.items()]
+        given = [options.pop(name, default) for name, default in names.items()]
+        rounding = map(plain_number, given)
         return cls(
             _checked_patterns(where, options.pop("per_variable", None), hypers),
             _checked_choice(where, "sparse_update", options, SPARSE_UPDATES),
@@ -165,7 +166,7 @@ class Settings:
                 )
 
     def slot_dtype(
-        self, slot: str, declared: torch.dtype | None, variable: torch.dtype
+        self, slot: str, declared: torch.dtype | str | None, variable: torch.dtype
     ) -> torch.dtype:
         """Storage dtype of a slot for a variable of some dtype."""
         if isinstance(self.slot_dtypes, dict) and slot in self.slot_dtypes:
@@ -175,7 +176,7 @@ class Settings:
         if self.slot_dtypes == "variable":
             return variable
         if declared is not None:
-            return declared
+            return dtype_among(DTYPES, slot, declared)
         return (
             torch.float32 if variable in (torch.float16, torch.bfloat16) else variable
         )
@@ -265,9 +266,7 @@ def _checked_override(
         value = scale(value["scale"])
     elif isinstance(value, Mapping) and {"class_name", "config"} <= value.keys():
         value = schedules.deserialize(value)
-    if not isinstance(value, Scale):
-        known[name].check(where, value)
-    return value
+    return value if isinstance(value, Scale) else known[name].check(where, value)
 
 
 def _checked_choice(
@@ -291,7 +290,7 @@ def _checked_count(
     where: str, name: str, options: dict[str, Any], *, least: int
 ) -> int | None:
     """A whole number of steps, or None."""
-    given = options.pop(name, None)
+    given = plain_number(options.pop(name, None))
     is_count = isinstance(given, int) and not isinstance(given, bool) and given >= least
     if given is not None and not is_count:
         raise ValueError(
@@ -332,7 +331,7 @@ def _checked_dtypes(where: str, given: Any) -> str | dict[str, torch.dtype] | No
             )
         )
     return {
-        str(slot): _dtype_among(_DTYPES, f"{where}: slot_dtypes[{slot!r}]", dtype)
+        str(slot): dtype_among(DTYPES, f"{where}: slot_dtypes[{slot!r}]", dtype)
         for slot, dtype in given.items()
     }
 
@@ -340,10 +339,11 @@ def _checked_dtypes(where: str, given: Any) -> str | dict[str, torch.dtype] | No
 def _checked_copy(where: str, given: Any) -> torch.dtype | None:
     if given is None:
         return None
-    return _dtype_among(_DTYPES[:-1], f"{where}: low_precision_copy", given)
+    return dtype_among(DTYPES[:-1], f"{where}: low_precision_copy", given)
 
 
-def _dtype_among(known: Sequence[torch.dtype], where: str, given: Any) -> torch.dtype:
+def dtype_among(known: Sequence[torch.dtype], where: str, given: Any) -> torch.dtype:
+    """One of some dtypes, which may be given by name."""
     dtype = getattr(torch, given, None) if isinstance(given, str) else given
     if isinstance(dtype, torch.dtype) and dtype in known:
         return dtype
