@@ -73,3 +73,25 @@ def test_with_averages_copies_and_a_check_of_gradients(cls: type[tw.Optimizer]) 
     report.raise_if_failed()
     (line,) = skipped(report)
     assert line.name == "NaN and inf stay local"
+
+
+@every_optimizer
+def test_with_cycles_of_gradients(cls: type[tw.Optimizer]) -> None:
+    report = check(cls, gradient_accumulation_steps=3)
+    report.raise_if_failed()
+    assert skipped(report) == []
+
+
+@every_optimizer
+def test_with_16_bits_rounded_by_chance(cls: type[tw.Optimizer]) -> None:
+    report = check(cls, stochastic_rounding=True, slot_dtypes="variable")
+    report.raise_if_failed()
+    assert skipped(report) == []
+
+
+@every_optimizer
+def test_with_slots_of_16_bits(cls: type[tw.Optimizer]) -> None:
+    slots = dict.fromkeys(cls._slots_declared, "bfloat16")
+    report = check(cls, slot_dtypes=slots)
+    report.raise_if_failed()
+    assert skipped(report) == []

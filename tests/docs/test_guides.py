@@ -18,9 +18,13 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 PAGES = (
     "accumulation.md",
+    "book.md",
     "checkpoints.md",
     "fit.md",
+    "optim.md",
     "raw-ops.md",
+    "rule-operations.md",
+    "settings.md",
     "your-own-optimizer.md",
 )
 

@@ -190,7 +190,7 @@ class HyperparameterAccess(Declared):
         if callable(value) and not isinstance(value, torch.Tensor):
             shown = self.iterations if step is None else torch.tensor(step)
             value = value(shown) if takes_step(value) else value()
-        number = float(value)
+        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
         declared = self._hypers_declared.get(name) or _OPTION_BOUNDS.get(name)
         if declared is not None and not declared.allows(number):
             raise ValueError(

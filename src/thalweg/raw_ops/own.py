@@ -256,16 +256,15 @@ def _free_name(name: str) -> str:
 
 
 def _check_names(name: str, rule: Rule) -> None:
-    is_word = name.isidentifier() and name.isascii()
-    if not is_word or name in vars(sys.modules["thalweg.raw_ops"]):
-        raise ValueError(
-            message(
-                "raw_op",
-                "a name that tw.raw_ops has not taken",
-                repr(name),
-                "Pass name='ApplyMine', say.",
-            )
-        )
+    expected = ""
+    if not (name.isidentifier() and name.isascii()):
+        expected = "a name that is an identifier of ASCII letters, digits and _"
+    elif name in vars(sys.modules["thalweg.raw_ops"]):
+        expected = "a name that tw.raw_ops has not taken"
+    if expected:
+        got = "a lambda" if name == "<lambda>" else repr(name)
+        action = "Pass name='ApplyMine', say."
+        raise ValueError(message("raw_op", expected, got, action))
     names = (*rule.tensors, *rule.scalars, *rule.flags)
     taken = _RESERVED.intersection(names)
     foreign = [one for one in names if not one.isascii()]

@@ -53,6 +53,9 @@ def examine() -> Iterator[Finding]:
         A finding for each thing that decides how fast and how right updates are.
     """
     yield Finding("versions", _versions())
+    wrong = _wrong_setting()
+    if wrong:
+        yield Finding("settings", wrong, is_wrong=True)
     yield _compiler()
     yield Finding("flags", " ".join(build.flags_to_try()[0]))
     yield Finding("vector width", _vector_width())
@@ -63,8 +66,25 @@ def examine() -> Iterator[Finding]:
     yield Finding("Triton", _version("triton") or "not installed")
     yield Finding("GPU", _gpu())
     yield _cache()
-    yield Finding("bandwidth", _bandwidth())
-    yield _kernel()
+    if not wrong:  # which the kernels would be refused for
+        yield Finding("bandwidth", _bandwidth())
+        yield _kernel()
+
+
+def _wrong_setting() -> str:
+    """What is wrong with the environment switches; nothing if they are right."""
+    try:
+        settings.read()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _settings() -> settings.Settings:
+    """The settings in force, with the default for a switch that is wrong."""
+    if _wrong_setting():
+        return settings.read({**os.environ, "THALWEG_COMPILER": ""})
+    return settings.read()
 
 
 def _versions() -> str:
@@ -83,7 +103,7 @@ def _version(package: str) -> str | None:
 
 
 def _compiler() -> Finding:
-    if not settings.read().use_compiler:
+    if not _settings().use_compiler:
         return Finding("compiler", "not used: THALWEG_COMPILER is 0")
     found = find_compiler()
     if found is None:
@@ -157,7 +177,7 @@ def _gpu() -> str:
 
 
 def _cache() -> Finding:
-    folder = settings.read().cache_dir
+    folder = _settings().cache_dir
     try:
         DiskCache(folder).open()
         sizes = [path.stat().st_size for path in folder.glob("*.so")]

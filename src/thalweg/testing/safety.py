@@ -30,10 +30,10 @@ def nonfinite_stays_local(subject: Subject) -> str:
     if made._settings.nonfinite != "off" or made.gradient_transformers:
         raise NotApplicableError("the whole step depends on it, as was asked for")
     plain = variables()
-    train(subject.make(), plain, range(3))
+    train(subject.make(), plain, range(3 * subject.cycle))
     for bad in (float("nan"), float("inf"), -float("inf")):
         held, optimizer = variables(), subject.make()
-        for step in range(3):
+        for step in range(3 * subject.cycle):
             grads = gradients(step)
             grads[0].reshape(-1)[3] = bad
             optimizer.apply_gradients(zip(grads, held, strict=True))
@@ -45,7 +45,7 @@ def nonfinite_stays_local(subject: Subject) -> str:
 def refused_step_changes_nothing(subject: Subject) -> str:
     """A step that is refused has written nothing."""
     held, optimizer = variables(), subject.make()
-    train(optimizer, held, range(2))
+    train(optimizer, held, range(2 * subject.cycle))
     before = state_of(optimizer, held)
     steps = _refused_steps(held)
     for name, pairs in steps.items():

@@ -65,16 +65,16 @@ def new_kernels() -> Iterator[list[str]]:
 
 def compiles_once(subject: Subject) -> str:
     """Later steps compile nothing: another rate, other values, more variables."""
-    held, optimizer = variables(), subject.make()
-    train(optimizer, held, range(1))
+    held, optimizer, cycle = variables(), subject.make(), subject.cycle
+    train(optimizer, held, range(cycle))
     reads_sizes = not subject.is_by_hand and member_of(optimizer, held[0]).shape_read
     shape = tuple(held[0].shape) if reads_sizes else (4, 3)
     with new_kernels() as names:
-        train(optimizer, held, range(1, 3))
+        train(optimizer, held, range(cycle, 3 * cycle))
         _change_rate(optimizer)
-        train(optimizer, held, range(3, 5))
+        train(optimizer, held, range(3 * cycle, 5 * cycle))
         more = [*held, Variable(torch.ones(shape), name="layer.extra")]
-        train(optimizer, more, range(5, 7))
+        train(optimizer, more, range(5 * cycle, 7 * cycle))
     expect(not names, f"compiled after the first step: {', '.join(names)}")
     return "also with another learning rate and with more variables"
 
@@ -85,13 +85,13 @@ def allocates_nothing(subject: Subject) -> str:
         raise NotApplicableError("the class updates by hand, with tensors of its own")
     if subject.holds_functions:
         raise NotApplicableError("functions may make tensors of their own")
-    held, optimizer = variables(), subject.make()
-    train(optimizer, held, range(2))
+    held, optimizer, cycle = variables(), subject.make(), subject.cycle
+    train(optimizer, held, range(2 * cycle))
     if not has_kernel(member_of(optimizer, held[0]), held[0].dtype):
         raise NotApplicableError("there is no C compiler: the interpreter runs")
     made: list[str] = []
-    for step in range(2, 6):
-        if step == 4:
+    for step in range(2 * cycle, 6 * cycle):
+        if step == 4 * cycle:
             _change_rate(optimizer)
         grads = gradients(step)
         with Allocations() as counting:

@@ -65,6 +65,11 @@ class Subject:
         return f"{self.cls.__name__}({given})"
 
     @property
+    def cycle(self) -> int:
+        """How many calls of ``apply_gradients`` make a step."""
+        return self.make().gradient_accumulation_steps or 1
+
+    @property
     def is_by_hand(self) -> bool:
         """Whether the class overrides the update instead of declaring a rule."""
         return bool(self.make()._applies_by_hand)
@@ -152,11 +157,20 @@ def expect_same_bits(
         expect(not differing, f"{what}: {differing} of {one.numel()} elements differ")
 
 
-def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference as a share of the largest element; NaN is infinite."""
+def error(
+    ours: torch.Tensor, theirs: torch.Tensor, allowed: torch.Tensor | float = 0.0
+) -> float:
+    """Largest difference as a share of the largest element; NaN is infinite.
+
+    Args:
+        ours: A tensor.
+        theirs: What it is held against.
+        allowed: For each element how much of a difference does not count.
+    """
     if not theirs.numel():
         return 0.0
-    difference = (ours.double() - theirs.double()).abs().max().item()
+    differences = (ours.double() - theirs.double()).abs() - allowed
+    difference = differences.clamp(min=0.0).max().item()
     largest = theirs.double().abs().max().item()
     found = difference / largest if largest else difference
     return float("inf") if math.isnan(found) else found

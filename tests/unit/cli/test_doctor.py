@@ -40,6 +40,21 @@ def test_what_is_wrong_is_marked_and_ends_in_status_1(folder: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("Something is wrong")
 
 
+def test_a_wrong_setting_is_marked_and_not_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THALWEG_COMPILER", "no")
+    done = runner.invoke(entry.app, ["doctor"], catch_exceptions=False)
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    (line,) = [text for text in lines if text.startswith("! settings")]
+    assert line.endswith(
+        "THALWEG_COMPILER: expected '0' or '1'; got 'no'. Set one of them."
+    )
+    assert any(text.startswith("  cache") and str(folder) in text for text in lines)
+    assert lines[-1].startswith("Something is wrong")
+
+
 def test_bench_keeps_what_it_measured(folder: Path) -> None:
     arguments = ["bench", "--elements", "4096", "--threads", "1"]
     done = runner.invoke(entry.app, arguments, catch_exceptions=False)

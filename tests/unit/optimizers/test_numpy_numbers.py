@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -110,3 +111,14 @@ def test_a_numpy_number_out_of_bounds_is_refused(value: Any) -> None:
     optimizer = tw.optimizers.Adam()
     with pytest.raises(ValueError, match="expected clipnorm >= 0"):
         optimizer.clipnorm = value
+
+
+def test_a_trained_variable_is_read_as_a_number_without_a_warning() -> None:
+    rate = tw.Variable(0.25)
+    optimizer = tw.optimizers.SGD(rate)
+    assert rate.requires_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert optimizer.learning_rate == 0.25
+        rate.assign(0.5)
+        assert optimizer.learning_rate == 0.5

@@ -92,6 +92,32 @@ class Hasty(Momentum):
         return super().apply_gradients(pairs, *args, **kwargs)
 
 
+class Truncating(Momentum):
+    """Clears the last bit of bfloat16 after the rule's own rounding."""
+
+    def apply_gradients(self, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
+        pairs = list(grads_and_vars)
+        applied = super().apply_gradients(pairs, *args, **kwargs)
+        for variable in (v for _, v in pairs if v.dtype == torch.bfloat16):
+            variable.detach().view(torch.int16).bitwise_and_(~1)
+        return applied
+
+
+class Stuck(Momentum):
+    """Leaves variables without axes where they are."""
+
+    def _transform_gradients(self, grads_and_vars: Any) -> Any:
+        return [(grad if grad.ndim else 0 * grad, var) for grad, var in grads_and_vars]
+
+
+class Summing(Momentum):
+    """Applies the sum of a cycle's gradients instead of their mean."""
+
+    def _transform_gradients(self, grads_and_vars: Any) -> Any:
+        number = self.gradient_accumulation_steps or 1
+        return [(number * grad, var) for grad, var in grads_and_vars]
+
+
 class WrongRows(Configless):
     """Moves all rows for a sparse gradient."""
 

@@ -17,6 +17,14 @@ FAILURES = [
     (broken.Spilling, {}, "NaN and inf stay local", "nan in the gradient of one"),
     (broken.Allocating, {}, "a steady step allocates nothing", "aten.mul.Tensor"),
     (broken.Hasty, {}, "a refused step changes nothing", "changed something"),
+    (broken.Truncating, {}, "bfloat16 follows the rule", "one rounding a step"),
+    (broken.Stuck, {}, "empty and 0-d variables", "0-d variable and one of shape (1,)"),
+    (
+        broken.Summing,
+        {"gradient_accumulation_steps": 2},
+        "float32 follows the rule in float64",
+        "largest error",
+    ),
     (broken.WrongRows, {}, "rows = dense update", "a row without a gradient"),
 ]
 
@@ -31,6 +39,16 @@ FAILURES = [
         {"use_ema": True},
         {"nonfinite": "error", "low_precision_copy": "bfloat16"},
         {"slot_dtypes": {"m": "bfloat16"}},
+        {"slot_dtypes": {"m": "float16"}, "low_precision_copy": "float16"},
+        {"stochastic_rounding": True, "slot_dtypes": "variable", "rounding_seed": 3},
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 5, "clipnorm": 1.0, "slot_dtypes": "variable"},
+        {
+            "ema_overwrite_frequency": 3,
+            "use_ema": True,
+            "slot_dtypes": {"average": "bfloat16"},
+            "low_precision_copy": "float16",
+        },
         {"per_variable": {"*bias": {"learning_rate": tw.scale(0.5)}}},
         {"learning_rate": tw.optimizers.schedules.ExponentialDecay(0.1, 1, 0.9)},
         {"learning_rate": lambda step: 0.1 / int(step + 1)},
@@ -106,6 +124,58 @@ def test_rows_are_held_against_a_dense_step_of_all_rows() -> None:
     assert not report.failed
     passed = {line.name: line.detail for line in report.passed}
     assert passed["rows = dense update"].startswith("bit for bit")
+
+
+class Centralizing(broken.Momentum):
+    """Takes the mean off every gradient, which leaves nothing of a single one."""
+
+    @staticmethod
+    def update(
+        var: Any, m: Any, grad: Any, *, learning_rate: float, beta: float
+    ) -> tuple[Any, Any]:
+        m_new = beta * m + (grad - grad.mean())
+        return var - learning_rate * m_new, m_new
+
+
+def test_a_rule_may_leave_a_single_number_where_it_is() -> None:
+    assert not check(Centralizing).failed
+
+
+class Still(tw.Optimizer):
+    """Updates by hand, and moves what has an axis."""
+
+    def _resource_apply_dense(
+        self, grad: Any, var: Any, apply_state: Any = None
+    ) -> None:
+        del apply_state
+        if var.ndim:
+            var.assign_sub(0.1 * grad)
+
+
+def test_a_class_by_hand_moves_a_variable_without_axes_as_one_with() -> None:
+    failed = {line.name: line.detail for line in check(Still).failed}
+    detail = "a variable of shape () does not move, a variable of shape (1,) moves"
+    assert failed["empty and 0-d variables"] == detail
+
+
+def test_averages_of_cycles_are_excused_from_the_reference() -> None:
+    report = check(broken.Momentum, gradient_accumulation_steps=2, use_ema=True)
+    assert not report.failed
+    reasons = {line.name: line.detail for line in report.skipped}
+    names = ["float32 follows the rule in float64", "bfloat16 follows the rule"]
+    assert list(reasons) == names
+    assert all("averages move" in reason for reason in reasons.values())
+
+
+def test_sums_of_16_bits_are_excused_from_rows() -> None:
+    report = check(
+        broken.Momentum,
+        gradient_accumulation_steps=3,
+        slot_dtypes={"gradient_accumulator": "bfloat16"},
+    )
+    assert not report.failed
+    (line,) = report.skipped
+    assert line.name == "rows = dense update"
 
 
 def test_a_rule_that_is_refused_is_said_once() -> None:

@@ -82,6 +82,18 @@ def test_a_compiler_that_is_switched_off_is_not_wrong(
     assert not found["kernel = interpreter"].is_wrong
 
 
+def test_a_wrong_setting_is_shown_and_the_rest_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setenv("THALWEG_COMPILER", "no")
+    found = findings()
+    assert found["settings"].is_wrong
+    assert found["settings"].text.startswith("THALWEG_COMPILER: expected '0' or '1'")
+    assert next(f.name for f in found.values() if f.is_wrong) == "settings"
+    assert str(folder) in found["cache"].text
+    assert {"compiler", "flags", "threads", "OpenMP runtimes", "GPU"} <= set(found)
+
+
 def test_an_open_cache_is_wrong(folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o755)
