@@ -1,12 +1,13 @@
 """What to write instead of what a rule cannot use.
 
-A name that is near a known one is a slip of the pen only if torch has no such name:
-whoever writes `flip` does not mean `clip`.
+A name that is near a known one is a slip of the pen only if neither torch nor math has
+such a name: whoever writes `flip` does not mean `clip`.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 import torch
@@ -27,13 +28,18 @@ _ORDER = (
     "A rule is elementwise: move or sort elements before it, in a gradient transformer."
 )
 _CONVERSION = (
-    "The kernel converts when it loads and stores; drop the conversion. A mask counts "
-    "as 1 and 0 without one."
+    "The kernel converts when it loads and stores; drop the conversion. As a number, a "
+    "mask is torch.where(mask, 1.0, 0.0)."
 )
 _RANDOM = "A rule is a pure function; make the random number a scalar."
 _NUMBER = "A number cannot leave the kernel; keep computing with the value."
 _PLAIN = "The values of a rule have no graph, gradient or device of their own; drop it."
-_REMAINDER = "Write a - b * torch.floor(a / b)."
+_VARIANCE = (
+    "Write torch.sum((x - torch.mean(x)) ** 2) / (n - 1), or its root, where n is "
+    "x.numel(), or x.shape[-1] for rows; torch's correction is 1 unless it is given."
+)
+_RETURN = "A rule changes nothing in place: return the new value."
+_VALUE = "A rule sees values of variables: use the argument itself, or make it a flag."
 _EXTREME = "Write torch.amax or torch.amin, with dim and keepdim=True for rows."
 
 _FAMILIES: dict[str, str] = {
@@ -49,21 +55,27 @@ _FAMILIES: dict[str, str] = {
     "is_sparse layout": _PLAIN,
     "rand_like randn_like rand randn bernoulli normal dropout": _RANDOM,
     "item tolist numpy": _NUMBER,
-    "mod remainder fmod": _REMAINDER,
+    "mod remainder": "Write a - b * torch.floor(a / b).",
+    "assign assign_add assign_sub": _RETURN,
+    "value read_value handle path trainable": _VALUE,
     "floordiv floor_divide": "Write torch.floor(a / b).",
-    "fmax fmin": "Write torch.maximum or torch.minimum.",
+    "fmax fmin": "Write torch.maximum or torch.minimum, which keep a NaN.",
     "new_zeros new_ones new_full new_empty new_tensor empty_like": (
         "Write torch.zeros_like or torch.full_like."
     ),
     "any all": "No value is known before the kernel runs: compare in torch.where.",
-    "var std var_mean std_mean": (
-        "Write torch.mean((x - torch.mean(x)) ** 2), or its root."
+    "var std var_mean std_mean": _VARIANCE,
+    "logsigmoid log_sigmoid": (
+        "Write torch.clamp(x, max=0.0) - torch.log1p(torch.exp(-torch.abs(x)))."
     ),
     "dot vdot inner": "Write torch.sum(a * b).",
     "aminmax": _EXTREME,
 }
 _ONES: dict[str, str] = {
     "getitem": "A rule is elementwise; it cannot index its tensors.",
+    "fmod": "Write a - b * torch.trunc(a / b).",
+    "math.remainder": "Write a - b * torch.floor(a / b + 0.5), which rounds halves up.",
+    "bool": "Write x != 0.",
     "round": "Write torch.floor(x + 0.5), which rounds halves up.",
     "log10": "Write torch.log(x) * (1 / math.log(10)).",
     "atan": "Write torch.atan2(x, torch.ones_like(x)).",
@@ -75,11 +87,20 @@ _ONES: dict[str, str] = {
     "frac": "Write x - torch.trunc(x).",
     "copysign": "Write torch.where(b < 0, -torch.abs(a), torch.abs(a)).",
     "heaviside": "Write torch.where with comparisons.",
-    "nan_to_num": "Write torch.where(torch.isfinite(x), x, 0.0).",
-    "isclose": "Write torch.abs(a - b) <= tolerance.",
+    "nan_to_num": (
+        "Write torch.where(torch.isnan(x), 0.0, torch.clamp(x, -m, m)), where m is the "
+        "largest number, such as torch.finfo(torch.float32).max."
+    ),
+    "isclose": "Write torch.abs(a - b) <= atol + rtol * torch.abs(b).",
     "count_nonzero": "Write torch.sum(x != 0).",
-    "softmax": "Divide e = torch.exp(x - torch.amax(x, -1, True)) by its sum.",
-    "normalize": "Divide by torch.clamp(torch.linalg.vector_norm(x), min=1e-12).",
+    "softmax": (
+        "Write e / torch.sum(e, -1, True), where e is "
+        "torch.exp(x - torch.amax(x, -1, True))."
+    ),
+    "normalize": (
+        "Write x / torch.clamp(torch.linalg.vector_norm(x, dim=dim, keepdim=True), "
+        "min=1e-12), with the dim of normalize, which is 1 unless it is given."
+    ),
     "dist": "Write torch.linalg.vector_norm(a - b).",
     "clip_grad_norm_": "Pass clipnorm or global_clipnorm to the optimizer.",
     "relu6": "Write torch.clamp(x, 0.0, 6.0).",
@@ -90,14 +111,15 @@ _ADVICE: dict[str, str] = {
     **{name: text for names, text in _FAMILIES.items() for name in names.split()},
     **_ONES,
 }
-_TORCH = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
+_HOMES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg, math)
+_LEAST_LIKENESS = 0.75
 
 
 def advice_for(name: str, known: Iterable[str]) -> str:
     """What to write instead of a name that has no meaning in a rule.
 
     Args:
-        name: Name of a function, method or attribute.
+        name: Name of a function, method or attribute; "math." before one of math.
         known: Names that have one.
 
     Returns:
@@ -109,9 +131,11 @@ def advice_for(name: str, known: Iterable[str]) -> str:
         >>> advice_for("erfc", ["erf"])
         'Write 1 - torch.erf(x).'
     """
-    last = name.removeprefix("linalg_").removeprefix("special_")
+    last = name
+    for prefix in ("linalg_", "special_", "math."):
+        last = last.removeprefix(prefix)
     advice = _ADVICE.get(name) or _ADVICE.get(last)
-    if advice or any(hasattr(home, last) for home in _TORCH):
+    if advice or any(hasattr(home, last) for home in _HOMES):
         return advice or _OPERATIONS
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=_LEAST_LIKENESS)
     return f"Did you mean {close[0]!r}?" if close else _OPERATIONS

@@ -24,6 +24,7 @@ __all__ = [
     "expect_operation",
     "expect_reduction",
     "input_nodes",
+    "is_made_of",
     "is_mask",
     "label_of",
     "operands_of",
@@ -86,6 +87,19 @@ def is_mask(operand: Operand) -> bool:
     if isinstance(operand, fx.Node):
         return cast(bool, operand.meta["is_mask"])
     return isinstance(operand, bool)
+
+
+def is_made_of(arguments: Iterable[str], node: fx.Node) -> bool:
+    """Whether a value is computed of these arguments of the rule and literals alone."""
+    known, seen, waiting = set(arguments), {node}, [node]
+    while waiting:
+        one = waiting.pop()
+        if one.op == "placeholder" and str(one.target) not in known:
+            return False
+        new = set(one.all_input_nodes) - seen
+        seen |= new
+        waiting.extend(new)
+    return True
 
 
 def label_of(node: fx.Node) -> str:

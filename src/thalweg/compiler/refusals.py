@@ -20,6 +20,7 @@ from thalweg.compiler.spelling import MATH_FUNCTIONS
 from thalweg.errors import TraceError, message
 
 __all__ = [
+    "COMPOSED_OF",
     "Place",
     "current_place",
     "place_of_error",
@@ -33,6 +34,9 @@ __all__ = [
 
 Place = tuple[str, int]
 """File and line."""
+
+COMPOSED_OF = "composed_of"
+"""Attribute of a function made around a rule's own: that one."""
 
 _OWN = Path(__file__).parent
 _NO_USERS = (
@@ -128,6 +132,7 @@ def place_of_error(error: BaseException) -> Place | None:
 
 
 def place_of_function(function: Callable[..., Any]) -> Place | None:
-    """Where a function is defined."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    """Where a function is defined, or that which it was composed of."""
+    own = getattr(function, COMPOSED_OF, function)
+    code = getattr(inspect.unwrap(own), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code else None

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import fx
 
-from thalweg.compiler.refusals import place_of_function, refusal
+from thalweg.compiler.refusals import Place, place_of_function, refusal
 from thalweg.compiler.rule import Rule
 from thalweg.errors import TraceError, describe, message
 
@@ -80,9 +80,18 @@ def _as_list(rule: Rule, returned: Any, old: Mapping[str, Any]) -> list[Any]:
     return [values[0], *({**old, **new}[name] for name in rule.slots)]
 
 
-def results_refusal(rule: Rule, expected: str, got: str, action: str) -> TraceError:
-    """An error about results, which names the line where the rule begins."""
+def results_refusal(
+    rule: Rule, expected: str, got: str, action: str, result: Any = None
+) -> TraceError:
+    """An error about results, which names the line where the rule begins.
+
+    If it is about one result that a line of the same file made, it names that line.
+    """
     place = place_of_function(rule.function)
+    if isinstance(result, fx.Proxy):
+        made = cast("Place | None", result.node.meta.get("place"))
+        if made and place and made[0] == place[0]:
+            place = made
     return refusal(rule.name, place, expected, got, action)
 
 

@@ -8,42 +8,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 from torch import fx
 
 from thalweg.compiler.arguments import NoMeaningError
+from thalweg.compiler.masks import (
+    are_truths,
+    count,
+    emit,
+    is_truth,
+    on_truths,
+    truth,
+    unless_truths,
+)
 from thalweg.compiler.op_table import OPS
 
 __all__ = ["MATH_FUNCTIONS", "MATH_SPELLINGS", "METHODS", "SPELLINGS", "emit"]
 
 Value = Any  # a traced value or a number
 
-
-def emit(name: str, *operands: Value) -> Value:
-    """Add one operation of the table to the graph the operands belong to.
-
-    What is computed of numbers alone is a number.
-    """
-    tracers: list[Any] = [o.tracer for o in operands if isinstance(o, fx.Proxy)]
-    return tracers[0].emit(OPS[name], operands) if tracers else OPS[name](*operands)
-
-
-def _add(x: Value, other: Value, *, alpha: Value = 1) -> Value:
-    return emit("add", x, _scaled(other, alpha))
-
-
-def _sub(x: Value, other: Value, *, alpha: Value = 1) -> Value:
-    return emit("sub", x, _scaled(other, alpha))
-
-
-def _rsub(x: Value, other: Value, *, alpha: Value = 1) -> Value:
-    return emit("sub", other, _scaled(x, alpha))
+_NO_MATRICES = (
+    "A rule has no norms of matrices; torch.linalg.vector_norm(x, ord) takes all "
+    "elements as one vector."
+)
+_AS_NUMBERS = "As a number, a mask is torch.where(mask, 1.0, 0.0)."
 
 
 def _scaled(value: Value, factor: Value) -> Value:
     is_one = not isinstance(factor, fx.Proxy) and factor == 1
     return value if is_one else factor * value
+
+
+def _add(x: Value, other: Value, *, alpha: Value = 1) -> Value:
+    if not are_truths(x, other):
+        return emit("add", x, _scaled(other, alpha))
+    if not isinstance(alpha, int):
+        got = "a value of the rule" if isinstance(alpha, fx.Proxy) else repr(alpha)
+        raise NoMeaningError("an int as alpha of masks", got, _AS_NUMBERS)
+    return emit("logical_or", x, other) if alpha else x
+
+
+def _sub(x: Value, other: Value, *, alpha: Value = 1) -> Value:
+    if are_truths(x, other):
+        action = f"Write a & ~b, or a ^ b for where they differ. {_AS_NUMBERS}"
+        raise NoMeaningError("numbers", "a difference of masks", action)
+    return emit("sub", x, _scaled(other, alpha))
+
+
+def _rsub(x: Value, other: Value, *, alpha: Value = 1) -> Value:
+    return _sub(other, x, alpha=alpha)
 
 
 def _div(x: Value, other: Value, *, rounding_mode: str | None = None) -> Value:
@@ -75,7 +90,7 @@ def _cube(x: Value) -> Value:
 
 
 _POWERS: dict[float, Callable[[Value], Value]] = {
-    1.0: lambda x: x,
+    1.0: count,
     2.0: lambda x: emit("square", x),
     3.0: _cube,
     0.5: lambda x: emit("sqrt", x),
@@ -86,7 +101,18 @@ _POWERS: dict[float, Callable[[Value], Value]] = {
 
 
 def _lerp(x: Value, end: Value, weight: Value) -> Value:
-    return x + weight * (end - x)
+    """From x for a weight of a size below a half, else from the end, as in torch.
+
+    Torch may fuse the last product and sum. The bits are torch's where that product is
+    exact, as with weights of 0, 0.25, 0.5, 0.75 and 1, which gives the end itself.
+    """
+    way = end - x
+    if isinstance(weight, Real):
+        part = float(weight)
+        return x + part * way if abs(part) < 0.5 else end - (1 - part) * way
+    is_small = emit("lt", emit("abs", weight), 0.5)
+    base = emit("where", is_small, x, end)
+    return base - emit("where", is_small, -weight, 1 - weight) * way
 
 
 def _addcmul(x: Value, tensor1: Value, tensor2: Value, *, value: Value = 1) -> Value:
@@ -116,15 +142,17 @@ def _clamp_max(x: Value, max: Value) -> Value:  # noqa: A002 - torch's keyword
 
 
 def _where(condition: Value, x: Value, other: Value) -> Value:
-    return emit("where", condition, x, other)
+    chosen = emit("where", condition, x, other)
+    return truth(chosen) if is_truth(x) and is_truth(other) else chosen
 
 
 def _where_method(x: Value, condition: Value, other: Value) -> Value:
-    return emit("where", condition, x, other)
+    return _where(condition, x, other)
 
 
 def _masked_fill(x: Value, mask: Value, value: Value) -> Value:
-    return emit("where", mask, value, x)
+    filled = emit("where", mask, value, x)
+    return truth(filled) if is_truth(x) else filled
 
 
 def _relu(x: Value) -> Value:
@@ -154,15 +182,20 @@ def _same(x: Value, **_: Value) -> Value:
 
 
 def _zeros_like(x: Value) -> Value:
-    return x.tracer.fill(x, 0.0)
+    return _full_like(x, 0.0)
 
 
 def _ones_like(x: Value) -> Value:
-    return x.tracer.fill(x, 1.0)
+    return _full_like(x, 1.0)
 
 
 def _full_like(x: Value, fill_value: Value) -> Value:
-    return x.tracer.fill(x, fill_value)
+    filled = x.tracer.fill(x, fill_value)
+    return truth(filled) if is_truth(x) else filled
+
+
+def _sign(x: Value) -> Value:
+    return x if are_truths(x) else emit("sign", x)
 
 
 def _reduction(name: str) -> Callable[..., Value]:
@@ -172,11 +205,17 @@ def _reduction(name: str) -> Callable[..., Value]:
     return spelled
 
 
-_sum, _amax = _reduction("sum"), _reduction("amax")
+_sum = _reduction("sum")
+
+
+def _amax(x: Value, dim: Value = None, keepdim: bool = False) -> Value:
+    largest = x.tracer.reduce("amax", x, dim, keepdim)
+    return truth(largest) if is_truth(x) else largest
 
 
 def _amin(x: Value, dim: Value = None, keepdim: bool = False) -> Value:
-    return -_amax(-x, dim, keepdim)
+    smallest = -_amax(-x, dim, keepdim)
+    return truth(smallest) if is_truth(x) else smallest
 
 
 def _vector_norm(
@@ -189,31 +228,53 @@ def _vector_norm(
         return x.tracer.reduce("vector_norm", x, dim, keepdim)
     if ord == math.inf:
         return _amax(emit("abs", x), dim, keepdim)
+    if ord == -math.inf:
+        return _amin(emit("abs", x), dim, keepdim)
     if ord == 1:
         return _sum(emit("abs", x), dim, keepdim)
-    action = "Write another one as torch.sum(torch.abs(x) ** p) ** (1 / p)."
-    raise NoMeaningError("a norm of order 1, 2 or inf", f"order {ord!r}", action)
+    if ord == 0:
+        return _sum(truth(x), dim, keepdim)
+    action = "Write torch.sum(torch.abs(x) ** p) ** (1 / p), with dim where it has one."
+    if isinstance(ord, str):
+        action = _NO_MATRICES
+    expected = "a norm of order 0, 1, 2, inf or -inf"
+    raise NoMeaningError(expected, f"order {ord!r}", action)
 
 
 def _norm(x: Value, p: Value = 2, dim: Value = None, keepdim: bool = False) -> Value:
     return _vector_norm(x, 2 if p in (None, "fro") else p, dim, keepdim)
 
 
-def _linalg_norm(x: Value, ord: Value = None) -> Value:  # noqa: A002 - torch's keyword
-    if ord is None:
-        return _vector_norm(x)
-    action = "Write torch.linalg.vector_norm; with an order this is one of matrices."
-    raise NoMeaningError("linalg.norm without an order", f"order {ord!r}", action)
+def _linalg_norm(
+    x: Value,
+    ord: Value = None,  # noqa: A002 - torch's keyword
+    dim: Value = None,
+    keepdim: bool = False,
+) -> Value:
+    has_one_axis = isinstance(dim, int) or (dim is not None and len(dim) == 1)
+    if ord is None or (ord == "fro" and not has_one_axis):
+        return _vector_norm(x, 2, dim, keepdim)
+    if has_one_axis:
+        return _vector_norm(x, ord, dim, keepdim)
+    expected = "linalg.norm without an order, or of one axis"
+    raise NoMeaningError(expected, f"order {ord!r}", _NO_MATRICES)
 
 
-def _extreme(name: str, over_all: Callable[[Value], Value]) -> Callable[..., Value]:
+_mul = unless_truths("mul", "logical_and")
+_larger = unless_truths("maximum", "logical_or")
+_smaller = unless_truths("minimum", "logical_and")
+
+
+def _extreme(
+    name: str, over_all: Callable[..., Value], of_two: Callable[..., Value]
+) -> Callable[..., Value]:
     def spelled(
         x: Value, other: Value = None, keepdim: Value = None, *, dim: Value = None
     ) -> Value:
         if isinstance(other, int) or (dim, keepdim) != (None, None):
             action = f"Write torch.a{name}(x, dim, keepdim=True)."
             raise NoMeaningError(f"two values, or one, for {name!r}", "an axis", action)
-        return over_all(x) if other is None else emit(f"{name}imum", x, other)
+        return over_all(x) if other is None else of_two(x, other)
 
     return spelled
 
@@ -248,6 +309,8 @@ _ALIASES = {
     "special_log1p": "log1p",
     "special_erf": "erf",
     "arctan2": "atan2",
+}
+_BITWISE = {
     "and_": "logical_and",
     "or_": "logical_or",
     "xor": "logical_xor",
@@ -261,11 +324,16 @@ _ALIASES = {
 SPELLINGS: dict[str, Callable[..., Value]] = {
     **{name: _row_of_table(name) for name in OPS if name not in ("fill", "where")},
     **{alias: _row_of_table(name) for alias, name in _ALIASES.items()},
+    **{alias: on_truths(name) for alias, name in _BITWISE.items()},
     "add": _add,
     "sub": _sub,
     "subtract": _sub,
     "rsub": _rsub,
-    "multiply": _row_of_table("mul"),
+    "mul": _mul,
+    "multiply": _mul,
+    "maximum": _larger,
+    "minimum": _smaller,
+    "sign": _sign,
     "div": _div,
     "divide": _div,
     "truediv": _div,
@@ -303,8 +371,8 @@ SPELLINGS: dict[str, Callable[..., Value]] = {
     "linalg_vector_norm": _vector_norm,
     "linalg_norm": _linalg_norm,
     "norm": _norm,
-    "max": _extreme("max", _amax),
-    "min": _extreme("min", _amin),
+    "max": _extreme("max", _amax, _larger),
+    "min": _extreme("min", _amin, _smaller),
 }
 """Name of a torch, math or operator function or of a method -> its meaning."""
 

@@ -173,14 +173,15 @@ class _RuleTracer(fx.Tracer):
         old = {name: RuleProxy(inputs[name], self) for name in self.rule.slots}
         values = results_in_order(self.rule, returned, old)
         nodes = [self._number(self._operand(value)) for value in values]
-        outputs = zip(self.rule.outputs, nodes, spaces, strict=False)
-        for name, node, space in outputs:
+        outputs = zip(self.rule.outputs, nodes, spaces, values, strict=False)
+        for name, node, space, value in outputs:
             if space_of(node) > space:
                 raise results_refusal(
                     self.rule,
                     f"a {space.name.lower()} for {name!r}",
                     f"a {space_of(node).name.lower()}",
                     "Reduce it, or declare the slot with shape='like'.",
+                    value,
                 )
         return nodes
 
@@ -386,7 +387,8 @@ class _RuleTracer(fx.Tracer):
             "Use operators, torch.* or math.* (on scalars, written as `math.sqrt`)."
         )
         if unknown:
-            what, action = f"math.{unknown}", advice_for(unknown, SPELLINGS)
+            what = f"math.{unknown}"
+            action = advice_for(what, SPELLINGS)
         return self._value_refusal(
             "values that stay in the kernel", f"{what} of one", action
         )

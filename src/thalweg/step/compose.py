@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any
 
 from thalweg.compiler import Rule, results
+from thalweg.compiler.refusals import COMPOSED_OF
 from thalweg.compiler.rounding import STEP
 from thalweg.rules import decoupled_weight_decay
 from thalweg.rules.clip import clip_by_value
@@ -118,6 +119,7 @@ def bind_rule(
             outputs.append(moving_average(added[0], outputs[0], momentum=momentum))
         return (*outputs, outputs[0]) if has_copy else tuple(outputs)
 
+    vars(composed)[COMPOSED_OF] = function
     return Rule(
         function=composed,
         name=rule.name,

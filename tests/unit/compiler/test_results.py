@@ -85,6 +85,54 @@ def test_wrong_results_are_refused_at_the_rule(make: Any, part: str, options: An
     assert "staticmethod" in linecache.getline(__file__, line)
 
 
+class TensorForRow(tw.Optimizer):
+    learning_rate: tw.Hyper = tw.Hyper(default=0.1)
+    r: tw.Slot = tw.Slot(shape="row")
+
+    @staticmethod
+    def update(var: Any, r: Any, grad: Any, *, learning_rate: Any) -> Any:
+        r_new = r + grad
+        return var - learning_rate * grad, r_new
+
+
+class TensorForScalar(tw.Optimizer):
+    learning_rate: tw.Hyper = tw.Hyper(default=0.1)
+    r: tw.Slot = tw.Slot(shape="scalar")
+
+    @staticmethod
+    def update(var: Any, r: Any, grad: Any, *, learning_rate: Any) -> Any:
+        return var - learning_rate * grad, grad > r
+
+
+class GradientForRow(tw.Optimizer):
+    learning_rate: tw.Hyper = tw.Hyper(default=0.1)
+    r: tw.Slot = tw.Slot(shape="row")
+
+    @staticmethod
+    def update(var: Any, r: Any, grad: Any, *, learning_rate: Any) -> Any:
+        return var - learning_rate * grad, grad
+
+
+@pytest.mark.parametrize("options", [{}, {"use_ema": True}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    ("make", "kind", "offset"),
+    [
+        (TensorForRow, "row", 2),
+        (TensorForScalar, "scalar", 2),
+        (GradientForRow, "row", 0),
+    ],
+)
+def test_a_result_that_is_too_large_is_refused_at_its_line(
+    make: Any, kind: str, offset: int, options: Any
+) -> None:
+    var = tw.Variable([[1.0, 2.0]])
+    with pytest.raises(TraceError) as caught:
+        make(**options).apply_gradients([(torch.ones(1, 2), var)])
+    line = make.update.__code__.co_firstlineno + offset
+    where = f"rule {make.__name__}.update ({__file__}:{line})"
+    assert f"{where}: expected a {kind} for 'r'; got a tensor." in str(caught.value)
+
+
 class PartOfSlots(tw.Optimizer):
     learning_rate: tw.Hyper = tw.Hyper(default=1.0)
     a: tw.Slot = tw.Slot()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 
+import thalweg as tw
 from thalweg.compiler.interpret import interpret
 from thalweg.compiler.rule import Rule
 from thalweg.compiler.spelling import emit
@@ -58,6 +59,12 @@ CASES: dict[str, Function] = {
         memory_format=torch.preserve_format),
     "out of nothing": lambda x, y: torch.add(x, y, out=None),
     "linalg.norm": lambda x, y: x - torch.linalg.norm(y, dtype=None),
+    "linalg.norm with an axis": lambda x, y: x - torch.linalg.norm(
+        y, dim=-1, keepdim=True) * torch.linalg.norm(y, 1, dim=(-1,), keepdim=True),
+    "norms of order 0": lambda x, y: x - torch.linalg.vector_norm(
+        torch.relu(y - 0.5), ord=0) * torch.norm(torch.relu(x - 0.3), p=0),
+    "norms of order -inf": lambda x, y: x - torch.linalg.vector_norm(
+        y, ord=-math.inf) * torch.linalg.vector_norm(-y, -math.inf, -1, keepdim=True),
     "norm with an axis": lambda x, y: x - torch.norm(y, dim=-1, keepdim=True),
     "norm of order 1": lambda x, y: x - torch.norm(y, p=1),
     "amin": lambda x, y: x - y.min() + torch.amin(y, dim=-1, keepdim=True) * x.amin(),
@@ -87,13 +94,77 @@ def test_a_spelling_means_what_torch_means(name: str) -> None:
     torch.testing.assert_close(new, expected, rtol=1e-14, atol=1e-14)
 
 
-def test_fused_forms_are_spelt_out_in_operations_of_the_table() -> None:
+@pytest.mark.parametrize(
+    ("weight", "names"),
+    [(0.25, ["sub", "mul", "add"]), (0.75, ["sub", "mul", "sub"])],
+)
+def test_fused_forms_are_spelt_out_in_operations_of_the_table(
+    weight: float, names: list[str]
+) -> None:
+    choices = {"weight": weight}
+
     def rule(var: Any, grad: Any) -> Any:
-        return torch.lerp(var, grad, 0.25)
+        return torch.lerp(var, grad, **choices)
 
     nodes = trace(Rule.of(rule), {}).graph.nodes
-    names = [str(n.target) for n in nodes if n.op == "call_function"]
-    assert names == ["sub", "mul", "add"]
+    assert [str(n.target) for n in nodes if n.op == "call_function"] == names
+
+
+EXACT = [0.0, 0.25, 0.5, 0.75, 1.0, -0.25, -1.0, 1.5, 2.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weight", [*EXACT, 0.3, 0.7, -0.7, 1.7])
+def test_a_weight_counts_from_the_nearer_end_as_in_torch(
+    weight: float, dtype: torch.dtype
+) -> None:
+    choices = {"weight": weight}
+
+    def constant(var: Any, grad: Any) -> Any:
+        return torch.lerp(var, grad, **choices)
+
+    def scalar(var: Any, grad: Any, *, w: Any) -> Any:
+        return torch.lerp(var, grad, w)
+
+    def tensor(var: Any, m: Any, grad: Any) -> Any:
+        return torch.lerp(var, grad, m), m
+
+    x = torch.randn(99, dtype=torch.float64).mul(1e8).to(dtype)
+    end, m = torch.randn(99).to(dtype), torch.full((99,), weight, dtype=dtype)
+    expected = torch.lerp(x, end, weight)
+    found = [
+        interpret(Rule.of(constant), {}, (x, end), {})[0],
+        interpret(Rule.of(scalar), {}, (x, end), {"w": weight})[0],
+        interpret(Rule.of(tensor), {}, (x, m, end), {})[0],
+    ]
+    for new in found:
+        # Where the product is no number of the type, torch may round only once.
+        if weight in EXACT:
+            assert torch.equal(new, expected)
+        torch.testing.assert_close(new, expected)
+
+
+class ToTheGradient(tw.Optimizer):
+    rate: tw.Hyper = tw.Hyper(default=1.0)
+
+    @staticmethod
+    def update(var: Any, grad: Any, *, rate: Any) -> Any:
+        return torch.lerp(var, grad, rate)
+
+
+def test_a_kernel_reaches_the_end_at_a_weight_of_one() -> None:
+    var = tw.Variable([1e8, -3e8, 7.0])
+    grad = torch.tensor([1.25, 0.1, -2.5])
+    ToTheGradient().apply_gradients([(grad, var)])
+    assert torch.equal(var.detach(), grad)
+
+
+def test_a_weight_from_outside_is_refused() -> None:
+    def rule(var: Any, grad: Any) -> Any:
+        return torch.lerp(var, grad, torch.ones(3))
+
+    with pytest.raises(TraceError, match="Pass it as a slot or as a scalar"):
+        trace(Rule.of(rule), {})
 
 
 def test_alpha_of_one_multiplies_nothing() -> None:
@@ -113,9 +184,12 @@ def test_alpha_of_one_multiplies_nothing() -> None:
         ),
         (
             lambda x, y: torch.linalg.vector_norm(x, ord=3),
-            "a norm of order 1, 2 or inf; got order 3",
+            "a norm of order 0, 1, 2, inf or -inf; got order 3. Write torch.sum(",
         ),
-        (lambda x, y: torch.linalg.norm(x, ord="nuc"), "torch.linalg.vector_norm"),
+        (lambda x, y: torch.linalg.norm(x, ord="nuc"), "no norms of matrices; torch."),
+        (lambda x, y: torch.linalg.norm(x, 2, (-2, -1)), "got order 2. A rule has no"),
+        (lambda x, y: torch.norm(x, p="nuc"), "got order 'nuc'. A rule has no norms"),
+        (lambda x, y: torch.linalg.norm(x, dim=-1), "expected keepdim=True with dim"),
         (lambda x, y: x.max(-1), "Write torch.amax(x, dim, keepdim=True)"),
         (lambda x, y: torch.min(x, dim=0), "Write torch.amin(x, dim, keepdim=True)"),
         (lambda x, y: F.relu(x, inplace=True), "inplace=, a change in place"),
@@ -173,3 +247,21 @@ def test_a_hypotenuse_does_not_overflow() -> None:
 def test_what_is_computed_of_numbers_is_a_number() -> None:
     assert emit("hypot", 3.0, 4.0) == 5.0
     assert emit("div", 1.0, 0.0) == math.inf
+
+
+class ByATensor(tw.Optimizer):
+    rate: tw.Hyper = tw.Hyper(default=0.75)
+
+    @staticmethod
+    def update(var: Any, grad: Any, *, rate: Any) -> Any:
+        return torch.lerp(torch.lerp(var, grad, grad), grad, rate)
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5, 0.75])
+def test_a_kernel_counts_weights_as_the_interpreter_does(rate: float) -> None:
+    start, grad = torch.randn(333), torch.rand(333) * 3 - 1.5
+    var = tw.Variable(start.clone())
+    ByATensor(rate=rate).apply_gradients([(grad, var)])
+    rule = Rule.of(ByATensor.update)
+    (expected,) = interpret(rule, {}, (start, grad), {"rate": rate})
+    assert torch.equal(var.detach(), expected)
