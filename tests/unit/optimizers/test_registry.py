@@ -23,7 +23,9 @@ def test_every_name_makes_its_class(name: str) -> None:
 def test_an_unknown_name_is_told_once() -> None:
     with pytest.raises(ValueError, match="Did you mean 'adam'") as refusal:
         tw.optimizers.get("adm")
-    assert str(refusal.value).count("rmsprop") == 1
+    text = str(refusal.value)
+    # Where many own classes are alive, the list is too long to be told.
+    assert text.count("rmsprop") == text.count("Known:") <= 1
 
 
 def test_a_class_is_no_optimizer() -> None:
