@@ -82,7 +82,7 @@ def run_dense(
         assert kernel.backend == "c"
         kernel.launch(items, pointers, table, num_threads)
     else:
-        kernel.interpret((items, pointers, table), (), None)
+        kernel.bind_interpreter((items, pointers, table))(None)
     return copies
 
 
@@ -108,7 +108,6 @@ def run_rows(
             rows.items, pointers, table, num_threads, rows.starts, rows.sources
         )
     else:
-        kernel.interpret(
-            (rows.items, pointers, table), (rows.starts, rows.sources), None
-        )
+        tables, lists = (rows.items, pointers, table), (rows.starts, rows.sources)
+        kernel.bind_interpreter(tables, lists)(None)
     return copies

@@ -125,7 +125,7 @@ def test_pieces_and_shards_have_the_bits_of_the_whole(compiled: bool) -> None:
     if compiled:
         kernel.launch(*tables, num_threads=2)
     else:
-        kernel.interpret(tables, (), None)
+        kernel.bind_interpreter(tables)(None)
     assert_same(whole, copies)
 
 

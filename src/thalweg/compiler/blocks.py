@@ -24,7 +24,13 @@ from thalweg.compiler.registers import Recipe
 from thalweg.compiler.scalar_code import Numbers, ScalarCode
 from thalweg.compiler.views import ItemViews, Memory, tensor_of
 
-__all__ = ["BLOCK", "SHARED_BLOCK", "BlockProgram", "treats_elements_alike"]
+__all__ = [
+    "BLOCK",
+    "SHARED_BLOCK",
+    "BlockLaunch",
+    "BlockProgram",
+    "treats_elements_alike",
+]
 
 BLOCK = 65536
 """Elements evaluated at a time: few enough for the cache, many enough for Python."""
@@ -37,8 +43,6 @@ _SHARED = BLOCK
 _LARGE = BLOCK // 4
 _WARNS_BY_THREAD = np.lib.NumpyVersion(np.__version__) < "2.0.0"
 """NumPy 2 keeps in a context what it warns of."""
-_MOST_TABLES = 16
-
 
 _Quiet = Callable[..., Any]
 """Calls a function with arguments; NumPy warns of nothing meanwhile."""
@@ -55,66 +59,129 @@ class BlockProgram:
     Args:
         program: The program.
         dtypes: Storage dtypes of variable, slots and gradient.
+
+    Attributes:
+        dtypes: Storage dtypes of variable, slots and gradient.
+        scalars: Evaluates the scalars of a row.
+        alone: How one of Python's threads evaluates pieces.
+        shared: How torch's threads share each operation on a piece; None if they
+            cannot.
     """
 
     def __init__(self, program: Program, dtypes: Sequence[torch.dtype]) -> None:
-        self._dtypes = tuple(dtypes)
+        self.dtypes = tuple(dtypes)
         recipe = Recipe(program, dtypes)
-        self._scalars = ScalarCode(program, recipe.scalars, recipe.compute)
-        self._alone = Way(recipe, recipe.calls, partial(np.empty, BLOCK))
+        self.scalars = ScalarCode(program, recipe.scalars, recipe.compute)
+        self.alone = Way(recipe, recipe.calls, partial(np.empty, BLOCK))
         shared = recipe.shared_calls()
-        self._shared = None if shared is None else Way(recipe, shared, _shared_room)
-        # What is here is taken out while it is used, because other threads may run
-        # the same kernel.
-        self._known: dict[int, _Tables] = {}
+        self.shared = None if shared is None else Way(recipe, shared, _shared_room)
 
-    def run(self, items: Array, pointers: Array, scalars: Array) -> None:
-        """Update variables and slots.
+    def bind(self, items: Array, pointers: Array, scalars: Array) -> BlockLaunch:
+        """Keep tables, whose contents may change, for many launches.
 
         Args:
             items: Shape (n, 5): variable, offset, gradient offset, length, scalar row.
             pointers: Shape (variables, tensors): addresses.
             scalars: Shape (rows, columns).
-        """
-        known = self._known.pop(id(pointers), None)
-        if known is None or not known.fits(items, pointers):
-            can_share = self._shared is not None
-            known = _Tables(self._dtypes, items, pointers, can_share=can_share)
-        known.update(pointers)
-        content = scalars[:, self._scalars.columns_read].tobytes()
-        if content != known.content:
-            known.numbers = known.quiet(self._numbers, scalars, known.rows)
-            known.content = content
-        known.quiet(self._evaluate_all, known)
-        if len(self._known) == _MOST_TABLES:
-            self._known.clear()
-        self._known[id(pointers)] = known
 
-    def _numbers(self, scalars: Array, rows: Sequence[int]) -> ScalarRows:
-        """What rows hold; rows that hold the same share the result."""
-        seen: dict[bytes, Numbers | None] = {}
+        Returns:
+            A callable that updates variables and slots.
+        """
+        return BlockLaunch(self, items, pointers, scalars)
+
+
+class BlockLaunch:
+    """A program with its tables: calling it runs it; one thread does at a time."""
+
+    def __init__(
+        self, program: BlockProgram, items: Array, pointers: Array, scalars: Array
+    ) -> None:
+        self._program = program
+        self._items, self._pointers, self._scalars = items, pointers, scalars
+        self._read = _columns(scalars, program.scalars.columns_read)
+        self._quiet = _quiet_call()
+        self._list_items()
+
+    def __call__(self) -> None:
+        """Update variables and slots."""
+        self._follow_tables()
+        content = b"".join([columns.tobytes() for columns in self._read])
+        if content != self._content:
+            self._numbers = self._quiet(self._evaluate_scalars)
+            self._content = content
+        self._quiet(self._evaluate)
+
+    # -- where things lie -----------------------------------------------------
+
+    def _list_items(self) -> None:
+        """Take items and pointers anew."""
+        items, pointers = self._items, self._pointers
+        self._seen = items.tobytes(), pointers.tobytes()
+        self._content, self._numbers = b"", ScalarRows()
+        self._views = ItemViews(self._program.dtypes, items, pointers)
+        self._item_rows: list[int] = items[:, 4].tolist()
+        self._lengths: list[int] = items[:, 3].tolist()
+        self._offsets: list[int] = items[:, 1].tolist()
+        self._rows = list(dict.fromkeys(self._item_rows))
+        self._cut()
+
+    def _follow_tables(self) -> None:
+        """Look what is in the tables of items and pointers now."""
+        known, addresses = self._seen
+        if self._items.tobytes() != known:
+            self._list_items()
+        elif (found := self._pointers.tobytes()) != addresses:
+            self._seen = known, found
+            self._views.move(self._pointers)
+            self._cut()
+        if self._views.part():
+            self._cut()
+
+    def _cut(self) -> None:
+        """Part memory into pieces, for threads of Python's and for those of torch."""
+        pieces, shared = list[Piece](), list[Piece]()
+        places = self._lengths, self._offsets
+        can_share = self._program.shared is not None
+        for row, memory, length, offset in zip(
+            self._item_rows, self._views.memory, *places, strict=True
+        ):
+            if can_share and length >= _SHARED:
+                tensors: list[Memory] = [tensor_of(whole) for whole in memory]
+                shared += _cut(row, tensors, length, offset, SHARED_BLOCK)
+            else:
+                pieces += _cut(row, memory, length, offset, BLOCK)
+        total = sum(length for _, _, length, _ in pieces)
+        # Threads that share small pieces would be waiting for Python's lock.
+        self._is_large = total >= max(_THREADED, len(pieces) * _LARGE)
+        self._own, self._shared = Work(pieces), Work(shared)
+
+    # -- evaluating -----------------------------------------------------------
+
+    def _evaluate_scalars(self) -> ScalarRows:
+        """What the rows in use hold; rows that hold the same share the result."""
+        code, seen = self._program.scalars, dict[bytes, Numbers | None]()
         found = ScalarRows()
-        for row in rows:
-            cells = scalars[row]
-            content = cells[self._scalars.columns_read].tobytes()
+        for row in self._rows:
+            cells = self._scalars[row]
+            content = cells[code.columns_read].tobytes()
             if content not in seen:
-                seen[content] = self._scalars(cells)
+                seen[content] = code(cells)
             found[row] = seen[content]
         if len(seen) == 1:
             (found.only,) = seen.values()
         return found
 
-    def _evaluate_all(self, tables: _Tables) -> None:
+    def _evaluate(self) -> None:
         """Let threads take one piece after the other until none is left."""
-        numbers = tables.numbers
-        if self._shared is not None and tables.shared.pieces:
-            self._shared.repeat(tables.shared, numbers)
-        num_others = torch.get_num_threads() - 1 if tables.is_large else 0
+        program, numbers = self._program, self._numbers
+        if program.shared is not None and self._shared.pieces:
+            program.shared.repeat(self._shared, numbers)
+        num_others = torch.get_num_threads() - 1 if self._is_large else 0
         if not num_others:
-            if tables.own.pieces:
-                self._alone.repeat(tables.own, numbers)
+            if self._own.pieces:
+                program.alone.repeat(self._own, numbers)
             return
-        pieces, work = iter(tables.own.pieces), self._alone.work
+        pieces, work = iter(self._own.pieces), program.alone.work
         submit = _pool(os.getpid()).submit
         others = [submit(_quietly, work, pieces, numbers) for _ in range(num_others)]
         try:
@@ -123,6 +190,17 @@ class BlockProgram:
             wait(others)
         for other in others:
             other.result()
+
+
+def _columns(table: Array, columns: Sequence[int]) -> list[Array]:
+    """Views of some columns, as many as lie beside each other in one."""
+    runs = list[tuple[int, int]]()
+    for column in columns:
+        if runs and runs[-1][1] == column:
+            runs[-1] = runs[-1][0], column + 1
+        else:
+            runs.append((column, column + 1))
+    return [table[:, start:end] for start, end in runs]
 
 
 def _shared_room(kind: np.dtype[Any]) -> Memory:
@@ -149,62 +227,6 @@ def _pool(process: int) -> ThreadPoolExecutor:
     """Threads of this process; a forked one has none of its parent's."""
     del process
     return ThreadPoolExecutor(os.cpu_count(), "thalweg")
-
-
-class _Tables:
-    """What follows from items and pointers, kept as long as they do not change."""
-
-    def __init__(
-        self,
-        dtypes: Sequence[torch.dtype],
-        items: Array,
-        pointers: Array,
-        *,
-        can_share: bool,
-    ) -> None:
-        self._can_share = can_share
-        self._items, self._pointers = items.tobytes(), pointers.tobytes()
-        self._source = pointers  # kept: no other table has its id
-        self.content = b""
-        self.numbers = ScalarRows()
-        self.quiet = _quiet_call()
-        self._views = ItemViews(dtypes, items, pointers)
-        self._item_rows: list[int] = items[:, 4].tolist()
-        self._lengths: list[int] = items[:, 3].tolist()
-        self._offsets: list[int] = items[:, 1].tolist()
-        self.rows = list(dict.fromkeys(self._item_rows))
-        self._cut()
-
-    def fits(self, items: Array, pointers: Array) -> bool:
-        """Whether the items are the same, with pointers in the same table."""
-        return pointers is self._source and items.tobytes() == self._items
-
-    def update(self, pointers: Array) -> None:
-        """Look where tensors lie now."""
-        addresses = pointers.tobytes()
-        if addresses != self._pointers:
-            self._pointers = addresses
-            self._views.move(pointers)
-            self._cut()
-        if self._views.part():
-            self._cut()
-
-    def _cut(self) -> None:
-        """Part memory into pieces, for threads of Python's and for those of torch."""
-        pieces, shared = list[Piece](), list[Piece]()
-        places = self._lengths, self._offsets
-        for row, memory, length, offset in zip(
-            self._item_rows, self._views.memory, *places, strict=True
-        ):
-            if self._can_share and length >= _SHARED:
-                tensors: list[Memory] = [tensor_of(whole) for whole in memory]
-                shared += _cut(row, tensors, length, offset, SHARED_BLOCK)
-            else:
-                pieces += _cut(row, memory, length, offset, BLOCK)
-        total = sum(length for _, _, length, _ in pieces)
-        # Threads that share small pieces would be waiting for Python's lock.
-        self.is_large = total >= max(_THREADED, len(pieces) * _LARGE)
-        self.own, self.shared = Work(pieces), Work(shared)
 
 
 def _cut(

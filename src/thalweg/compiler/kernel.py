@@ -29,13 +29,12 @@ from thalweg.compiler.program import Columns, Program
 from thalweg.compiler.reductions import CHUNK
 from thalweg.compiler.rows import RowTables
 from thalweg.compiler.skeleton_c import ITEM_COLUMNS, pass_name
-from thalweg.compiler.tables import TableInterpreter
+from thalweg.compiler.tables import Between, TableInterpreter
 from thalweg.errors import describe, message
 
 __all__ = ["Kernel", "Launch", "RowLaunch", "Table"]
 
 Table = Union[Tensor, "np.ndarray[Any, Any]"]
-Between = Callable[[int], None]
 
 _SHORT_ELEMENTS = 1_000_000
 """Up to here a launch keeps the interpreter lock: it takes a millisecond or less."""
@@ -187,11 +186,11 @@ class Kernel:
         wanted = max(chunks * max(map(len, self.totals)), 1)
         return torch.empty(wanted, dtype=torch.float64)
 
-    def interpret(
-        self, tables: Sequence[Table], rows: Sequence[Table], between: Between | None
-    ) -> None:
-        """Run the interpreter over the tables."""
-        self._interpreter.run([*map(_numpy, tables)], [*map(_numpy, rows)], between)
+    def bind_interpreter(
+        self, tables: Sequence[Table], rows: Sequence[Table] = ()
+    ) -> Callable[[Between | None], None]:
+        """What runs the interpreter over these tables."""
+        return self._interpreter.bind([*map(_numpy, tables)], [*map(_numpy, rows)])
 
 
 class Launch:
@@ -199,7 +198,7 @@ class Launch:
 
     Attributes:
         kernel: The kernel.
-        num_items: Items in use, from the front of the table; may be lowered.
+        num_items: Items of the table.
         num_elements: Elements to be visited, which decides whether other Python
             threads run meanwhile.
     """
@@ -215,10 +214,13 @@ class Launch:
         self.kernel = kernel
         self.num_items = int(items.shape[0])
         self.num_elements = int(_column(items, 3).sum())
-        self._tables = tuple(map(_numpy, (items, pointers, scalars)))
-        self._rows = tuple(map(_numpy, rows))
+        tables = items, pointers, scalars
+        self._kept = *tables, *rows
+        self._interpret: Callable[[Between | None], None] | None = None
+        if kernel.backend == "interpreter":
+            self._interpret = kernel.bind_interpreter(tables, rows)
         self._num_rows = int(scalars.shape[0])
-        self._addresses = tuple(map(_address, self._tables))
+        self._addresses = tuple(map(_address, tables))
         self._extra = tuple(map(_address, rows))
         self._partials: Tensor | None = None
         if kernel.backend == "c" and kernel.num_passes > 1:
@@ -232,12 +234,10 @@ class Launch:
             between: Called with the number of each reading pass when it is done, for
                 example to join the totals of other ranks.
         """
-        kernel = self.kernel
-        if kernel.backend == "interpreter":
-            items, pointers, scalars = self._tables
-            tables = items[: self.num_items], pointers, scalars
-            kernel.interpret(tables, self._rows, between)
+        if self._interpret is not None:
+            self._interpret(between)
             return
+        kernel = self.kernel
         functions = kernel.functions(self.num_elements)
         items, pointers, scalars = self._addresses
         arguments = (
@@ -273,7 +273,7 @@ class RowLaunch:
         kernel, rows = self._kernel, self._rows
         if kernel.backend == "interpreter":
             tables, lists = (rows.items, *self._tables), (rows.starts, rows.sources)
-            return kernel.interpret(tables, lists, None)
+            return kernel.bind_interpreter(tables, lists)(None)
         items, starts, sources = rows.addresses
         return kernel.functions(rows.num_elements)[-1](
             rows.num_items,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,10 @@ from thalweg.compiler.reductions import over_variable
 from thalweg.compiler.storing import rounder
 from thalweg.compiler.views import tensor_of, view_memory
 
-__all__ = ["TableInterpreter"]
+__all__ = ["Between", "TableInterpreter"]
 
 Array = np.ndarray[Any, Any]
+Between = Callable[[int], None]
 
 _ROW = 4  # of an item: its row in the scalar table
 _KIND = [0, 2, 3, 4]  # all but its place: variable, offset of gradient, length, row
@@ -70,29 +71,55 @@ class TableInterpreter:
         self,
         tables: Sequence[Array],
         rows: Sequence[Array],
-        between: Callable[[int], None] | None = None,
+        between: Between | None = None,
     ) -> None:
-        """Run all passes.
+        """Run all passes once; see `bind`."""
+        self.bind(tables, rows)(between)
+
+    def bind(
+        self, tables: Sequence[Array], rows: Sequence[Array] = ()
+    ) -> Callable[[Between | None], None]:
+        """Keep tables, whose contents may change, for many launches.
 
         Args:
             tables: Items, pointers, scalars.
             rows: Starts and sources, in the row modes.
-            between: Called after each reading pass with its number.
+
+        Returns:
+            Runs all passes. Its argument is called after each reading pass with its
+            number.
         """
+        write = self._bound_write(tables, rows)
+        only_writes = self._program.num_passes == 1 and self._is_alike
+
+        def run(between: Between | None) -> None:
+            if not only_writes:
+                self._load_cells(*tables)
+                self._read(tables, between, are_rows=bool(rows))
+            write()
+
+        return run
+
+    def _bound_write(
+        self, tables: Sequence[Array], rows: Sequence[Array]
+    ) -> Callable[[], None]:
+        if rows:
+            return partial(self._write_rows, tables, rows)
+        if self._is_alike:
+            return self._blocks.bind(*tables)
+        return partial(self._write_items, *tables)
+
+    def _read(
+        self, tables: Sequence[Array], between: Between | None, *, are_rows: bool
+    ) -> None:
+        """The reading passes."""
         items, pointers, scalars = tables
-        self._load_cells(items, pointers, scalars)
-        if self._program.uses_rows and not rows:
+        if not are_rows:
             items = self._with_elements(items, scalars)
         for number in range(self._program.num_passes - 1):
             self._reduce(number, items, pointers, scalars)
             if between is not None:
                 between(number)
-        if rows:
-            self._write_rows(tables, rows)
-        elif not self._is_alike:
-            self._write_items(items, pointers, scalars)
-        else:
-            self._blocks.run(items, pointers, scalars)
 
     @cached_property
     def _blocks(self) -> BlockProgram:
@@ -100,11 +127,14 @@ class TableInterpreter:
 
     def _with_elements(self, items: Array, scalars: Array) -> Array:
         """The items whose rows have elements: rows of none cannot be counted."""
+        if not self._program.uses_rows:
+            return items
         column = self._program.columns.index[ROW_LENGTH]
         return items[scalars[items[:, _ROW], column] > 0]
 
     def _write_items(self, items: Array, pointers: Array, scalars: Array) -> None:
         """The writing pass item by item: rules that know rows or cells."""
+        items = self._with_elements(items, scalars)
         for row in np.unique(items[:, _ROW]).tolist():
             numbers = self._numbers(scalars[row])
             if numbers[APPLY] == 0.0:

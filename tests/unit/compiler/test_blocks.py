@@ -11,7 +11,12 @@ import torch
 
 from tests.codegen.bits import filled, same_bits
 from thalweg.compiler import APPLY, Rule, blocks, frames, interpret
-from thalweg.compiler.blocks import BLOCK, BlockProgram, treats_elements_alike
+from thalweg.compiler.blocks import (
+    BLOCK,
+    BlockLaunch,
+    BlockProgram,
+    treats_elements_alike,
+)
 from thalweg.compiler.interpret import program_of
 
 HYPER = {"lr": 0.1, "beta": 0.9}
@@ -36,9 +41,12 @@ class Tables:
         self.items = np.array(items)
         self.pointers = np.array([[t.data_ptr() for t in own] for own in tensors])
         self.scalars = scalar_row(program)
+        self.launch: BlockLaunch | None = None
 
     def run(self, program: BlockProgram) -> None:
-        program.run(self.items, self.pointers, self.scalars)
+        if self.launch is None:
+            self.launch = program.bind(self.items, self.pointers, self.scalars)
+        self.launch()
 
 
 @pytest.fixture
@@ -97,22 +105,21 @@ def test_long_tensors_alone_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     program, dtypes = program_of(Rule.of(sums), ()), (torch.float32,) * 3
     work = [tensors_of(count, dtypes) for count in (BLOCK - 1, 4 * BLOCK)]
     tables, found = Tables(program, work), BlockProgram(program, dtypes)
-    tables.run(found)
-    (known,) = found._known.values()
-    assert [length for _, _, length, _ in known.own.pieces] == [BLOCK - 1]
-    assert [length for _, _, length, _ in known.shared.pieces] == [4 * BLOCK]
+    launch = found.bind(tables.items, tables.pointers, tables.scalars)
+    assert [length for _, _, length, _ in launch._own.pieces] == [BLOCK - 1]
+    assert [length for _, _, length, _ in launch._shared.pieces] == [4 * BLOCK]
     monkeypatch.setattr(blocks, "SHARED_BLOCK", BLOCK)
-    known._cut()
-    assert [length for _, _, length, _ in known.shared.pieces] == [BLOCK] * 4
+    launch._cut()
+    assert [length for _, _, length, _ in launch._shared.pieces] == [BLOCK] * 4
 
 
 def test_a_rule_with_roots_leaves_nothing_to_torch(program: Any) -> None:
     dtypes = (torch.float32,) * 3
     found, tensors = BlockProgram(program, dtypes), tensors_of(4 * BLOCK, dtypes)
-    Tables(program, [tensors]).run(found)
-    (known,) = found._known.values()
-    assert not known.shared.pieces
-    assert len(known.own.pieces) == 4
+    tables = Tables(program, [tensors])
+    launch = found.bind(tables.items, tables.pointers, tables.scalars)
+    assert not launch._shared.pieces
+    assert len(launch._own.pieces) == 4
 
 
 def test_pieces_that_come_again_follow_what_changes(program: Any) -> None:
@@ -155,16 +162,6 @@ def test_numpy_warns_as_before_when_a_pass_is_over(program: Any) -> None:
             tables.run(found)  # inf - inf
         with pytest.raises(FloatingPointError):
             np.subtract(np.inf, np.inf)
-
-
-def test_other_tables_at_the_same_place_are_noticed(program: Any) -> None:
-    dtypes = (torch.float32,) * 3
-    found = BlockProgram(program, dtypes)
-    for seed in range(3):
-        tensors = tensors_of(500 + seed, dtypes)
-        expected = interpret(Rule.of(rule), {}, tensors, HYPER)
-        Tables(program, [tensors]).run(found)  # its arrays are gone afterwards
-        assert all(map(same_bits, tensors, expected))
 
 
 def test_tensors_that_moved_are_found(program: Any) -> None:

@@ -203,7 +203,8 @@ def test_no_order_of_reads_and_writes_changes_a_bit(
         if name in program.columns.index:
             scalars[0, program.columns.index[name]] = number
     pointers = np.array([[tensor.data_ptr() for tensor in tensors]])
-    BlockProgram(program, dtypes).run(np.array([[0, 0, 0, 900, 0]]), pointers, scalars)
+    items = np.array([[0, 0, 0, 900, 0]])
+    BlockProgram(program, dtypes).bind(items, pointers, scalars)()
     for got, wanted in zip(tensors, expected, strict=False):
         assert same_bits(got, wanted)
 
