@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -184,14 +185,15 @@ class RuleApplication(StochasticRounding):
             *((EMA_MOMENTUM,) if self.use_ema else ()),
         )
         rule_flags = tuple(self.rule_flags().items())
-        asked = [bool(getattr(self, name)) for name in self._slot_conditions]
+        asked = map(bool, map(getattr, repeat(self), self._slot_conditions))
         key = (self.rule(), *self._flags.values(), *asked, rule_flags, extras)
-        if key not in self._bound:
-            self._bound[key] = self._bind(rule_flags, extras)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = self._bind(rule_flags, extras)
         if self._states and self._values and not self._states_are_checked:
             self._states_to_come()  # refuses before anything is written
             self._states_are_checked = True
-        return self._bound[key]
+        return bound
 
     def _bind(
         self, rule_flags: tuple[tuple[str, bool], ...], extras: tuple[str, ...]

@@ -35,7 +35,7 @@ class KnownNumbers:
     def __init__(self) -> None:
         self._hyper: dict[str, Any] | None = None
         self._columns: dict[str, np.ndarray] = {}
-        self._blank = np.empty(0)
+        self._ones = np.ones(0)
         self._counted: Variable | None = None
         self._address = 0
 
@@ -81,13 +81,11 @@ class KnownNumbers:
             or len(known) != len(hyper)
             or not all(map(is_, known.values(), hyper.values()))
             or known.keys() != hyper.keys()
-            or len(table) != len(self._blank)
+            or len(table) != len(self._ones)
             or applied == 0
         ):
             return None
-        step = self._blank.copy()
-        step.fill(applied + 1.0)
-        return {**self._columns, STEP: step}
+        return {**self._columns, STEP: self._ones * (applied + 1.0)}
 
     def remember(
         self,
@@ -101,4 +99,4 @@ class KnownNumbers:
         # The first step has another momentum of the averages.
         if is_plain and hyper["decay"] == 0.0 and self._count.value > 0:
             self._hyper, self._columns = dict(hyper), dict(columns)
-            self._blank = np.empty(len(table))
+            self._ones = np.ones(len(table))

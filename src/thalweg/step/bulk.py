@@ -25,13 +25,19 @@ from torch.autograd.graph import increment_version
 
 from thalweg.compiler.build import Library, build
 
-__all__ = ["Addresses", "Apart", "Holders", "Places", "Writes"]
+__all__ = ["Addresses", "Apart", "Holders", "Places", "Writes", "count_writes"]
 
 _DATA_PTR = "aoti_torch_get_data_ptr"
 _BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
 _OFFSETS = (16, 24)
 """Where a tensor's object holds its at::Tensor: torch from 2.10 on, and before."""
 _address_of = torch.Tensor.data_ptr
+# What `increment_version` calls once it has asked whether it got a single tensor.
+count_writes: Callable[[Iterable[torch.Tensor]], None] = getattr(
+    torch._C,  # pyright: ignore[reportPrivateUsage] - falls back to the public one
+    "_increment_version",
+    increment_version,
+)
 _Dict: Any = dict
 _values_of: Callable[[dict[str, Any]], Iterable[Any]] = _Dict.values
 
@@ -108,7 +114,7 @@ class Writes:
         """Count up the versions of all, so that autograd knows."""
         calls = self._calls
         if calls is None:
-            increment_version(self._aliases)
+            count_writes(self._aliases)
         else:
             calls.count_writes(*self._arguments, calls.offset, calls.bump)
 
@@ -119,6 +125,7 @@ class Addresses:
     Attributes:
         found: What was read last.
         found_at: Where that is.
+        are_other: Whether it is not what was read before.
 
     Args:
         count: Number of tensors.
@@ -132,6 +139,8 @@ class Addresses:
     def __init__(self, count: int) -> None:
         self.found = np.empty(count, dtype=np.int64)
         self.found_at = self.found.ctypes.data
+        self.are_other = True
+        self._content = b""
         self._calls = _calls()
 
     def read(self, tensors: Sequence[torch.Tensor]) -> np.ndarray:
@@ -143,15 +152,20 @@ class Addresses:
         Returns:
             An int64 array, written anew by the next call.
         """
+        if not self._read_in_c(tensors):
+            self.found[:] = _slowly(tensors)
+        content = self.found.tobytes()
+        self.are_other = content != self._content
+        self._content = content
+        return self.found
+
+    def _read_in_c(self, tensors: Sequence[torch.Tensor]) -> bool:
         calls = self._calls
         item = calls and calls.items.get(type(tensors))
         if calls is None or item is None or len(tensors) != len(self.found):
-            self.found[:] = _slowly(tensors)
-            return self.found
+            return False
         end = calls.offset, calls.data_ptr, self.found_at
-        if not calls.addresses(tensors, len(self.found), item, *end):
-            self.found[:] = _slowly(tensors)
-        return self.found
+        return bool(calls.addresses(tensors, len(self.found), item, *end))
 
 
 class Apart:

@@ -82,6 +82,7 @@ class Plan:
         self._addresses = Addresses(len(self.variables))
         self._sizes = [g.nbytes for g in gradients]
         self._beside: list[tuple[int, int]] = []
+        self._is_written = False
         self._apart = Apart(self._addresses, self._sizes, map(extent, self._own))
         self._shapes = [v.shape for v in self.variables]
         self._dtypes = [g.dtype for g in gradients]
@@ -139,7 +140,7 @@ class Plan:
         if beside != self._beside:
             spans = [*map(extent, self._own), *beside]
             self._apart = Apart(self._addresses, self._sizes, spans)
-            self._beside = beside
+            self._beside, self._is_written = beside, False
 
     def fits(
         self, variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
@@ -189,20 +190,32 @@ class Plan:
         is_known = gradients is self.recognition.gradients
         is_plain = self._lie_plain if is_known else self._are_plain(gradients)
         addresses = self._addresses.read(gradients)
-        if not self._apart:
-            gradients = self._copied_apart(gradients)
-            addresses = self._addresses.read(gradients)
+        if not (is_plain and self._is_written) or self._addresses.are_other:
+            gradients = self._write_gradients(gradients, addresses, is_plain=is_plain)
         self._loaded = gradients, values
-        if is_plain:
-            for group in self._groups:
-                group.write_gradients(addresses)
-        else:
-            for group in self._groups:
-                group.gather_gradients(gradients)
         for group in self._groups:
             group.write_scalars(values)
         if self.clock is not None:
             self._begin(self.clock, values)
+
+    def _write_gradients(
+        self,
+        gradients: Sequence[torch.Tensor],
+        addresses: np.ndarray,
+        *,
+        is_plain: bool,
+    ) -> Sequence[torch.Tensor]:
+        """Write where gradients lie; those are returned, or copies in their place."""
+        self._is_written = is_plain and bool(self._apart)
+        if not self._apart:
+            gradients = self._copied_apart(gradients)
+            addresses = self._addresses.read(gradients)
+        for group in self._groups:
+            if is_plain:
+                group.write_gradients(addresses)
+            else:
+                group.gather_gradients(gradients)
+        return gradients
 
     def _copied_apart(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradients, with copies of those that lie in what is written."""

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch.autograd.graph import increment_version
 
 from thalweg.compiler import (
     APPLY,
@@ -33,6 +32,7 @@ from thalweg.compiler import (
 )
 from thalweg.errors import describe, message
 from thalweg.state.variable import Variable, VariableView
+from thalweg.step.bulk import count_writes
 from thalweg.step.recognition import Recognizer, recognizer
 from thalweg.step.tensors import is_dense, same_order
 
@@ -41,7 +41,6 @@ __all__ = [
     "Launcher",
     "address_of",
     "are_readable",
-    "count_writes",
     "dtype_of",
     "launcher_of",
     "lie_apart",
@@ -64,12 +63,6 @@ _is_negated: Callable[[object], bool] = _Tensor.is_neg
 address_of: Callable[[object], int] = _Tensor.data_ptr
 size_of: Callable[[object], int] = _Tensor.nbytes.__get__
 PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter, Variable}
-# What `increment_version` calls once it has asked whether it got a single tensor.
-count_writes: Callable[[Iterable[torch.Tensor]], None] = getattr(
-    torch._C,  # pyright: ignore[reportPrivateUsage] - falls back to the public one
-    "_increment_version",
-    increment_version,
-)
 _HAS_DEVICES = torch.accelerator.is_available()
 
 
@@ -238,7 +231,7 @@ class Launcher(threading.local):
         if 0 in addresses:
             self._refuse(laid[addresses.index(0)])
         launch(addresses, count, numbers)
-        increment_version(laid[:-1])
+        count_writes(laid[:-1])
         self._remember(laid, launch)
         return True
 

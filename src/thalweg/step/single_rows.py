@@ -28,6 +28,7 @@ from thalweg.compiler import (
 )
 from thalweg.state import IndexedSlices
 from thalweg.state.variable import VariableView
+from thalweg.step.bulk import count_writes
 from thalweg.step.group import Member
 from thalweg.step.recognition import Recognizer, recognizer
 from thalweg.step.row_updates import RowUpdate, Spans
@@ -35,7 +36,6 @@ from thalweg.step.rows import launch_row_updates
 from thalweg.step.single import (
     PLAIN_TYPES,
     address_of,
-    count_writes,
     lie_apart,
     shape_of,
     size_of,
