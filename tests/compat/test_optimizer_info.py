@@ -198,17 +198,21 @@ def assert_equal(one: Any, two: Any) -> None:
 @INFOS
 def test_older_state_dicts_load(info: Any) -> None:
     for flag in info.not_og_supported_flags:
-        problem = Problem(info)
-        optimizer = own(info)(problem.parameters)
+        problem, kept = Problem(info), Problem(info)
+        optimizer, never_loaded = (own(info)(p.parameters) for p in (problem, kept))
         optimizer.step(problem.closure)
+        never_loaded.step(kept.closure)
         saved = copy.deepcopy(optimizer.state_dict())
         for group in saved["param_groups"]:
             group.pop(flag, None)
         for state in saved["state"].values():
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].item()
-        optimizer.load_state_dict(saved)
-        optimizer.step(problem.closure)
+        loaded = own(info)(problem.parameters)
+        loaded.load_state_dict(saved)
+        loaded.step(problem.closure)
+        never_loaded.step(kept.closure)
+        assert all(map(torch.equal, problem.parameters, kept.parameters))
 
 
 @INFOS

@@ -118,6 +118,15 @@ def test_an_error_names_the_variable(cls: type[tw.Optimizer], is_sparse: bool) -
         assert torch.equal(old, new)
 
 
+@pytest.mark.parametrize("bound", [0.0, 1.0])
+@pytest.mark.parametrize("option", CLIPS)
+def test_a_gradient_of_zeros_stays_that(option: str, bound: float) -> None:
+    variable = tw.Variable([1.0, 2.0])
+    optimizer = tw.optimizers.SGD(0.5, **{option: bound})
+    optimizer.apply_gradients([(torch.zeros(2), variable)])
+    assert variable.tolist() == [1.0, 2.0]
+
+
 def test_an_overflowing_norm_is_no_bad_gradient() -> None:
     weight = tw.Variable(torch.zeros(2, dtype=torch.float64))
     optimizer = tw.optimizers.SGD(1e-300, nonfinite="skip")

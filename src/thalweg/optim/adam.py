@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from thalweg import rules
 from thalweg.optim.formula import Formula, Slot
-from thalweg.optim.groups import adam_numbers, decoupled
+from thalweg.optim.groups import adam_numbers, decoupled, forgotten
 from thalweg.optim.optimizer import DropIn, parameters_of
 from thalweg.optim.options import Extras
 
@@ -32,11 +32,12 @@ class _Adam(DropIn):
 
     @override
     def choices(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
-        return bool(group["amsgrad"]), bool(group["maximize"]), decoupled(group)
+        maximize, decay = bool(group["maximize"]), decoupled(group)
+        return bool(group["amsgrad"]), maximize, decay, forgotten(group)
 
     @override
     def formula(self, choices: tuple[Any, ...]) -> Formula:
-        amsgrad, maximize, decay = choices
+        amsgrad, maximize, decay, forgets = choices
         return Formula(
             rule=rules.adam_with_amsgrad if amsgrad else rules.adam,
             scalars_of=_scalars,
@@ -45,6 +46,7 @@ class _Adam(DropIn):
             rule_flags=() if amsgrad else (("use_nesterov", False),),
             maximize=maximize,
             decay=decay,
+            forgets=(*forgets, False) if amsgrad else forgets,
         )
 
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from thalweg import rules
 from thalweg.optim.formula import Formula, Slot
-from thalweg.optim.groups import adam_numbers, coupled
+from thalweg.optim.groups import adam_numbers, coupled, forgotten
 from thalweg.optim.optimizer import DropIn, parameters_of
 from thalweg.optim.options import Extras
 
@@ -81,16 +81,17 @@ class Adamax(DropIn, torch.optim.Adamax):
 
     @override
     def choices(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
-        return bool(group["maximize"]), coupled(group)
+        return bool(group["maximize"]), coupled(group), forgotten(group)
 
     @override
     def formula(self, choices: tuple[Any, ...]) -> Formula:
-        maximize, decay = choices
+        maximize, decay, forgets = choices
         return Formula(
             *(rules.ada_max_with_floor, _scalars, self.columns[:-1]),
             slots=(Slot("exp_avg"), Slot("exp_inf")),
             maximize=maximize,
             decay=decay,
+            forgets=(forgets[0], False),
         )
 
 

@@ -24,6 +24,7 @@ class Counters:
         size: Number of parameters.
     """
 
+    @torch.inference_mode(False)  # a tensor of that mode has no version
     def __init__(self, names: Sequence[str], size: int) -> None:
         self.names = tuple(names)
         self._table = torch.zeros((len(self.names), size), dtype=torch.float64)

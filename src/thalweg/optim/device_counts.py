@@ -87,7 +87,7 @@ def _counts_anywhere(optimizer: Described) -> bool:
 
 
 def settings_of(optimizer: Described, device: torch.device | None) -> Settings:
-    """Numbers and choices of all groups; 0 stands for numbers that are on the device.
+    """Numbers and choices of all groups; ½ stands for numbers that are on the device.
 
     Args:
         optimizer: The optimizer.
@@ -102,7 +102,7 @@ def settings_of(optimizer: Described, device: torch.device | None) -> Settings:
 
 
 def _on_the_host(group: dict[str, Any]) -> dict[str, Any]:
-    """A group with 0 in place of numbers on a device."""
+    """A group with ½, which chooses nothing, in place of numbers on a device."""
     found = {key: group[key] for key in _COLUMNS if key in group}
     shown = {
         key: tuple(map(_shown, value)) if isinstance(value, tuple) else _shown(value)
@@ -112,7 +112,7 @@ def _on_the_host(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    return 0.0 if isinstance(value, Tensor) and not value.is_cpu else value
+    return 0.5 if isinstance(value, Tensor) and not value.is_cpu else value
 
 
 def device_numbers(

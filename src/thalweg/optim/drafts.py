@@ -42,6 +42,8 @@ class Draft:
     state: dict[str, Any]
     is_new: bool = False
 
+    @torch.inference_mode(False)  # a tensor of that mode could not be written later
+    @torch.no_grad()
     def complete(self, optimizer: Described, counters: Counters) -> None:
         """Add missing slots and counters.
 

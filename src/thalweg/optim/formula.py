@@ -8,9 +8,11 @@ formula itself stays the one text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
+
+import torch
 
 from thalweg.compiler import Rule
 from thalweg.rules.penalty import l2_penalty
@@ -52,6 +54,8 @@ class Formula:
         decay: ``"coupled"`` adds to the gradient, ``"decoupled"`` shrinks the
             parameter, "" is none.
         extras: Columns of what comes with every rule: clips, averages.
+        forgets: For each slot whether its old content counts for nothing; () if all
+            of them count.
     """
 
     rule: Callable[..., Any]
@@ -62,6 +66,7 @@ class Formula:
     maximize: bool = False
     decay: str = ""
     extras: tuple[str, ...] = ()
+    forgets: tuple[bool, ...] = ()
 
     def scalars(self, group: Any, step: Any) -> Mapping[str, Any]:
         """The rule's scalars; traced once, and part of the kernel.
@@ -99,13 +104,29 @@ class Formula:
 @cache
 def _bind(formula: Formula, shape_flags: tuple[tuple[str, bool], ...]) -> Rule:
     decays = {"coupled": (PENALTY,), "decoupled": (WEIGHT_DECAY,), "": ()}
-    rule = _with_gradient_of(
-        Rule.of(formula.rule), formula.maximize, formula.decay == "coupled"
-    )
+    rule = Rule.of(formula.rule)
+    if any(formula.forgets):
+        rule = _without_memory(rule, formula.forgets)
+    rule = _with_gradient_of(rule, formula.maximize, formula.decay == "coupled")
     # Anything with `scalars` can own a binding.
     owner = cast("type", formula)
     hypers = (*formula.columns, *decays[formula.decay], *formula.extras)
     return bind_rule(rule, owner, hypers, (), (*formula.rule_flags, *shape_flags))
+
+
+@cache
+def _without_memory(rule: Rule, forgets: tuple[bool, ...]) -> Rule:
+    """A rule that takes some slots for 0: m + (g - m) · 1 need not be g else."""
+
+    def begun(var: Any, *rest: Any, **scalars: Any) -> Any:
+        *slots, grad = rest
+        known = [
+            torch.zeros_like(slot) if forgets_it else slot
+            for slot, forgets_it in zip(slots, forgets, strict=True)
+        ]
+        return rule.function(var, *known, grad, **scalars)
+
+    return replace(rule, function=begun)
 
 
 @cache
@@ -122,12 +143,5 @@ def _with_gradient_of(rule: Rule, maximize: bool, penalised: bool) -> Rule:
             grad = l2_penalty(grad, var, weight_decay=weight_decay)
         return function(var, *rest[:-1], grad, **scalars)
 
-    return Rule(
-        function=prepared,
-        name=rule.name,
-        var=rule.var,
-        slots=rule.slots,
-        gradient=rule.gradient,
-        scalars=(*rule.scalars, PENALTY) if penalised else rule.scalars,
-        flags=rule.flags,
-    )
+    scalars = (*rule.scalars, PENALTY) if penalised else rule.scalars
+    return replace(rule, function=prepared, scalars=scalars)

@@ -33,6 +33,12 @@ def adam_numbers(group: Mapping[str, Any]) -> tuple[float, ...]:
     )
 
 
+def forgotten(group: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Which of both moments of a group the last gradient alone makes: beta is 0."""
+    beta1, beta2 = group["betas"]
+    return float(beta1) == 0, float(beta2) == 0
+
+
 def coupled(group: Mapping[str, Any]) -> str:
     """The kind of weight decay of a group that has an L2 penalty."""
     return "coupled" if group["weight_decay"] != 0 else ""

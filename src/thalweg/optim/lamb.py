@@ -11,7 +11,7 @@ from typing_extensions import override
 from thalweg import rules
 from thalweg.optim.adam import plain_adam_scalars
 from thalweg.optim.formula import Formula, Slot
-from thalweg.optim.groups import adam_numbers, check_not_negative, decoupled
+from thalweg.optim.groups import adam_numbers, check_not_negative, decoupled, forgotten
 from thalweg.optim.optimizer import DropIn, parameters_of
 from thalweg.optim.options import Extras
 
@@ -74,14 +74,15 @@ class LAMB(DropIn):
 
     @override
     def choices(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
-        return bool(group["maximize"]), decoupled(group)
+        return bool(group["maximize"]), decoupled(group), forgotten(group)
 
     @override
     def formula(self, choices: tuple[Any, ...]) -> Formula:
-        maximize, decay = choices
+        maximize, decay, forgets = choices
         return Formula(
             *(rules.lamb, plain_adam_scalars, self.columns[:-1]),
             slots=(Slot("exp_avg"), Slot("exp_avg_sq")),
             maximize=maximize,
             decay=decay,
+            forgets=forgets,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from thalweg.optim.formula import Formula, Slot
-from thalweg.optim.groups import adam_numbers, decoupled
+from thalweg.optim.groups import adam_numbers, decoupled, forgotten
 from thalweg.optim.optimizer import DropIn, parameters_of
 from thalweg.optim.options import Extras
 from thalweg.rules.radam import radam
@@ -85,16 +85,17 @@ class RAdam(DropIn, torch.optim.RAdam):
 
     @override
     def choices(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
-        return bool(group["maximize"]), decoupled(group)
+        return bool(group["maximize"]), decoupled(group), forgotten(group)
 
     @override
     def formula(self, choices: tuple[Any, ...]) -> Formula:
-        maximize, decay = choices
+        maximize, decay, forgets = choices
         return Formula(
             *(radam, _scalars, self.columns[:-1]),
             slots=(Slot("exp_avg"), Slot("exp_avg_sq")),
             maximize=maximize,
             decay=decay,
+            forgets=forgets,
         )
 
 

@@ -166,9 +166,12 @@ def damped_momentum(
     Returns:
         (var', accum').
     """
-    return rules.momentum(
-        var, accum, gain * grad, lr=lr, momentum=momentum, use_nesterov=use_nesterov
-    )
+    numbers = {"lr": lr, "momentum": momentum}
+    new = rules.momentum(var, accum, gain * grad, **numbers, use_nesterov=False)
+    if not use_nesterov:
+        return new
+    ahead = grad + momentum * new[1]  # torch damps the gradient in the sum alone
+    return rules.gradient_descent(var, ahead, alpha=lr), new[1]
 
 
 def _descent_scalars(group: Any, step: Any) -> Mapping[str, Any]:

@@ -85,7 +85,8 @@ def clip_scale(
         common = global_clipnorm / max(√Σ (norm · own)², global_clipnorm)
         scale = own · common · unscale
 
-    A norm of all that is infinite gives NaN, as in TensorFlow.
+    A norm of all that is infinite gives NaN, as in TensorFlow. Norms of 0 are left
+    alone, even where the largest norm is 0.
 
     Args:
         var: Shape (gradients,). Replaced.
@@ -111,9 +112,10 @@ def clip_scale(
     scale = torch.ones_like(var)
     squared = grad * (unscale * unscale)
     if is_own:
-        scale = clipnorm / torch.clamp(torch.sqrt(squared), min=clipnorm)
+        own = torch.sqrt(squared)
+        scale = torch.where(own <= clipnorm, 1.0, clipnorm / own)
     if is_common:
         norm = torch.sqrt(torch.sum(squared * scale * scale))
-        common = global_clipnorm / torch.clamp(norm, min=global_clipnorm)
+        common = torch.where(norm <= global_clipnorm, 1.0, global_clipnorm / norm)
         scale = scale * torch.where(torch.isfinite(norm), common, math.nan)
     return scale * unscale

@@ -34,6 +34,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"decoupled_weight_decay": True, "weight_decay": 0.1},
         {"fused": True},
         {"foreach": True},
+        {"betas": (0.0, 0.99)},
+        {"betas": (0.9, 0.0), "amsgrad": True},
     ],
     "AdamW": [
         {},
@@ -147,6 +149,34 @@ def test_either_continues_what_the_other_began(name: str) -> None:
     crossed[0].load_state_dict(saved[1])
     crossed[1].load_state_dict(saved[0])
     run(crossed, (theirs, own), 20)
+    assert_alike(own, theirs)
+
+
+@pytest.mark.parametrize("betas", [(0.0, 0.9), (0.9, 0.0), (0.0, 0.0)])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RAdam", "Adamax"])
+def test_a_beta_of_0_leaves_nothing_of_the_past(
+    name: str, betas: tuple[float, float]
+) -> None:
+    for cls in twin(name):
+        held = torch.nn.Parameter(torch.ones(1))
+        optimizer = cls([held], betas=betas)
+        for gradient in (1e4, 1e-4):
+            held.grad = torch.full((1,), gradient)
+            optimizer.step()
+        state = optimizer.state[held]
+        if betas[0] == 0:
+            assert state["exp_avg"] == held.grad
+        if betas[1] == 0 and name != "Adamax":
+            assert state["exp_avg_sq"] == held.grad * held.grad
+
+
+def test_a_group_may_damp_nesterov_as_in_torch() -> None:
+    theirs, own = parameters(), parameters()
+    pair = [
+        c([{"params": held, "dampening": 0.5}], momentum=0.9, nesterov=True)
+        for c, held in zip(twin("SGD"), (theirs, own), strict=True)
+    ]
+    run(pair, (theirs, own))
     assert_alike(own, theirs)
 
 

@@ -256,12 +256,20 @@ def test_hooks_of_saving_and_loading_run() -> None:
     assert len(held) == 4
 
 
+def test_a_hook_may_give_something_else_than_a_state_dict() -> None:
+    optimizer = optim.SGD(parameters(), lr=0.5)
+    optimizer.register_state_dict_post_hook(lambda _, saved: {"optimizer": saved})
+    assert optimizer.state_dict()["optimizer"]["param_groups"][0]["lr"] == 0.5
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_torch_loads_what_was_saved_before_the_first_step(name: str) -> None:
     torch_class, own_class = twin(name)
     held = parameters(dtype=torch.float32)
-    torch_class(held).load_state_dict(own_class(held).state_dict())
-    own_class(held).load_state_dict(torch_class(held).state_dict())
+    torch_class(held).load_state_dict(own_class(held, lr=0.25).state_dict())
+    loaded = own_class(held)
+    loaded.load_state_dict(torch_class(held, lr=0.25).state_dict())
+    assert [group["lr"] for group in loaded.param_groups] == [0.25]
 
 
 # A group says which of the two it is.

@@ -200,6 +200,18 @@ def test_a_frozen_plan_keeps_no_parameter_alive() -> None:
     assert len(gc.get_referrers(gradient)) <= 1
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_first_step_in_inference_mode_can_go_on_outside(name: str) -> None:
+    held = torch.nn.Parameter(torch.ones(2))
+    held.grad = torch.ones(2)
+    optimizer = getattr(optim, name)([held], lr=0.5)
+    with torch.inference_mode():
+        optimizer.step()
+    optimizer.step()
+    assert torch.allclose(held.detach(), torch.zeros(2), atol=1e-6)
+    assert not any(v.is_inference() for v in optimizer.state[held].values())
+
+
 def test_writes_are_visible_to_autograd() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = optim.SGD([weight], lr=0.1)
