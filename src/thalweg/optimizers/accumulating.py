@@ -139,6 +139,8 @@ class Accumulating(Applying):
         for entry in entries:
             var = local_tensor(entry.variable).detach()
             self._average(entry, var, self._numbers(entry.setting))
+        if self._settings.ema_overwrite_frequency != 1:
+            return  # a cycle's calls count as one step, which its last one takes
         variables = [entry.variable for entry in entries]
         if self._overwrite_by_averages(variables):
             self._refresh_copies(variables)

@@ -582,3 +582,14 @@ def test_a_variable_becomes_its_average_in_micro_steps_too() -> None:
         optimizer.apply_gradients([(torch.full((1,), -4.0), weight)])
         seen.append(weight.item())
     assert seen == [0.0, 4.0, 4.0, 6.0]
+
+
+def test_a_variable_becomes_its_average_where_a_cycle_ends() -> None:
+    weight = tw.Variable([0.0])
+    options = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}
+    optimizer = tw.optimizers.SGD(1.0, gradient_accumulation_steps=2, **options)
+    seen = []
+    for _ in range(8):
+        optimizer.apply_gradients([(torch.full((1,), -4.0), weight)])
+        seen.append(weight.item())
+    assert seen == [0.0, 4.0, 4.0, 6.0, 6.0, 10.0, 10.0, 11.5]
