@@ -96,6 +96,19 @@ class Settings:
             *checked_rounding(where, *rounding),
         )
 
+    def may_exceed_0(self, name: str, common: Any) -> bool:
+        """Whether a hyperparameter is positive for some variable, in some step.
+
+        Args:
+            name: Its name.
+            common: What holds where no pattern says otherwise.
+        """
+        if callable(common) or float(common) > 0:
+            return True
+        given = [t[name] for t in self.per_variable.values() if name in t]
+        own = [value for value in given if not isinstance(value, Scale)]
+        return any(callable(value) or float(value) > 0 for value in own)
+
     def refuse_scaled_decay(self, where: str) -> None:
         """Refuse factors on a weight decay that is not there.
 
@@ -307,13 +320,13 @@ def _checked_count(
 def _refuse_factor(where: str, given: Any) -> None:
     """Keras 3 has a loss scale in every optimizer; None is its word for none."""
     if given is not None:
-        wrapped = f"LossScaleOptimizer({where}(...), False, {given!r})"
+        wrapped = f"{where}(...), dynamic=False, initial_scale={given!r}"
         raise TypeError(
             message(
                 f"{where}: loss_scale_factor",
                 "None",
                 repr(given),
-                f"Write mixed_precision.{wrapped}, which scales the loss so.",
+                f"Write tw.LossScaleOptimizer({wrapped}), which scales the loss so.",
             )
         )
 

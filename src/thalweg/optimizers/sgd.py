@@ -53,9 +53,8 @@ class SGD(Optimizer):
 
     @property
     def has_momentum(self) -> bool:
-        """Whether momentum is, or by a schedule may become, positive."""
-        momentum = self._hyper["momentum"]
-        return callable(momentum) or float(momentum) > 0
+        """Whether momentum is, or may become, positive for some variable."""
+        return self._settings.may_exceed_0("momentum", self._hyper["momentum"])
 
     @property
     def keras_sparse(self) -> str:  # type: ignore[override]

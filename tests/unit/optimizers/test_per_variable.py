@@ -86,6 +86,35 @@ def test_wrong_tables_are_refused(table: object, error: type[Exception]) -> None
         tw.optimizers.SGD(per_variable=table)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("cls", [tw.optimizers.SGD, tw.optimizers.RMSprop])
+@pytest.mark.parametrize("momentum", [0.5, lambda: 0.5])
+def test_momentum_may_be_of_one_variable_alone(cls: Any, momentum: Any) -> None:
+    table = {"a": {"momentum": momentum}, "b": {"learning_rate": tw.scale(2.0)}}
+    found: dict[str, list[float]] = {}
+    for kind, options in (
+        ("own", {"per_variable": table}),
+        ("all", {"momentum": 0.5}),
+        ("none", {}),
+    ):
+        pair = [tw.Variable([1.0], name=name) for name in "ac"]
+        optimizer = cls(0.25, **options)
+        if kind == "own":
+            pair.append(tw.Variable([1.0], name="b"))
+        for _ in range(3):
+            optimizer.apply_gradients([(torch.ones(1), v) for v in pair])
+        found[kind] = [v.item() for v in pair[:2]]
+    assert found["own"][0] == found["all"][0]
+    assert found["own"][1] == pytest.approx(found["none"][1], rel=1e-6)
+    assert found["all"][0] != found["none"][0]
+
+
+@pytest.mark.parametrize("momentum", [0.0, tw.scale(2.0)])
+def test_no_momentum_of_a_variable_needs_no_slot(momentum: Any) -> None:
+    optimizer = tw.optimizers.SGD(per_variable={"*": {"momentum": momentum}})
+    optimizer.build([tw.Variable([1.0], name="a")])
+    assert optimizer.get_slot_names() == []
+
+
 def test_configuration_keeps_the_table() -> None:
     table = {"*": {"learning_rate": tw.scale(0.5)}, "0.*": {"momentum": 0.25}}
     optimizer = tw.optimizers.SGD(momentum=0.9, per_variable=table)
