@@ -12,6 +12,7 @@ import torch
 
 import thalweg as tw
 
+PARTS = "thalweg.optimizers."
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(
     r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE
@@ -39,6 +40,24 @@ def test_python_of_the_readme_runs(
     weight = tw.Variable([1.0])
     lion.apply_gradients([(torch.ones(1), weight)])
     assert weight.detach().tolist() == [0.5]
+
+
+def test_the_table_of_rules_has_every_optimizer_and_leads_to_files() -> None:
+    _, _, text = README.read_text().partition("## Where is the maths")
+    rows = re.findall(r"^\| `(\w+)` \|(.*)$", text.partition("\n## ")[0], re.MULTILINE)
+    assert sorted(name.lower() for name, _ in rows) == sorted(tw.optimizers.names())
+    for name, row in rows:
+        paths = re.findall(r"\]\(([^)]+)\)", row)
+        assert paths, name
+        assert all((README.parent / path).is_file() for path in paths), name
+
+
+def test_the_map_of_the_base_class_is_its_order() -> None:
+    text = (README.parent / "ARCHITECTURE.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
+    parts = [c for c in tw.Optimizer.__mro__ if c.__module__.startswith(PARTS)]
+    order = [(c.__name__, c.__module__.removeprefix(PARTS)) for c in parts]
+    assert listed == order[::-1]
 
 
 def test_the_changed_import_is_all_that_changes() -> None:

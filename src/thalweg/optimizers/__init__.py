@@ -1,4 +1,8 @@
-"""Optimizers with Keras's names, arguments and defaults; one module per family."""
+"""Optimizers with Keras's names, arguments and defaults.
+
+There is one module for each family; the others are parts of the base class, which
+ARCHITECTURE.md lists from bottom to top.
+"""
 
 from thalweg import schedules
 from thalweg.optimizers.adadelta import Adadelta
