@@ -12,6 +12,7 @@ import torch
 from thalweg.errors import message, nearest
 from thalweg.step import NonFinite, Transforms
 from thalweg.step.rounding import checked_rounding
+from thalweg.step.slot_dtypes import SlotDtypes, SlotDtypesGiven, checked_slot_dtypes
 
 __all__ = ["NO_TRANSFORMS", "Extras", "Options"]
 
@@ -34,8 +35,9 @@ class Extras(TypedDict, total=False):
             a GPU the host waits for the answer in every step, unless all groups are
             ``capturable`` (`SGD` is so anyway): then the device decides, nothing waits,
             and a later step, `last_step_applied` or `state_dict` raises the error.
-        slot_dtypes: ``"variable"``, one dtype, or state key to dtype. By default state
-            has the parameter's dtype, and float32 beside a half-precision one.
+        slot_dtypes: ``"variable"``, one dtype, or state key to dtype, as torch dtypes
+            or by name. By default state has the parameter's dtype, and float32 beside a
+            half-precision one.
         sparse_update: What a sparse gradient does: ``"rows"`` touches the rows it
             names, ``"exact"`` is the dense update with zero rows.
         stochastic_rounding: Whether bfloat16 parameters and state are rounded up or
@@ -46,7 +48,7 @@ class Extras(TypedDict, total=False):
     max_grad_norm: float | None
     ema_decay: float | None
     nonfinite: NonFinite
-    slot_dtypes: str | torch.dtype | Mapping[str, torch.dtype] | None
+    slot_dtypes: SlotDtypesGiven
     sparse_update: SparseUpdate
     stochastic_rounding: bool
     rounding_seed: int
@@ -59,7 +61,7 @@ class Options:
     max_grad_norm: float | None = None
     ema_decay: float | None = None
     nonfinite: NonFinite = "off"
-    slot_dtypes: str | torch.dtype | dict[str, torch.dtype] | None = None
+    slot_dtypes: SlotDtypes = None
     sparse_update: SparseUpdate = "rows"
     transforms: Transforms = NO_TRANSFORMS
     stochastic_rounding: bool = False
@@ -101,7 +103,7 @@ class Options:
             None if norm is None else float(norm),
             None if decay is None else float(decay),
             nonfinite,
-            _checked_dtypes(where, extras.get("slot_dtypes")),
+            checked_slot_dtypes(where, extras.get("slot_dtypes")),
             sparse,
             NO_TRANSFORMS if transforms == NO_TRANSFORMS else transforms,
             *checked_rounding(
@@ -161,17 +163,6 @@ def _keywords_of(owner: type) -> set[str]:
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     return (named - {"self"}) | Extras.__annotations__.keys()
-
-
-def _checked_dtypes(where: str, policy: Any) -> Any:
-    table = dict(policy) if isinstance(policy, Mapping) else {"": policy}
-    is_text = policy is None or policy == "variable"
-    for dtype in table.values():
-        is_floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-        if not is_floating and not is_text:
-            expected = "None, 'variable', a floating dtype, or state key to dtype"
-            _refuse(where, "slot_dtypes", expected, policy)
-    return table if isinstance(policy, Mapping) else policy
 
 
 def _check_choice(where: str, name: str, got: Any, known: tuple[str, ...]) -> None:

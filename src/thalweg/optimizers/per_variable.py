@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -15,12 +15,18 @@ from thalweg.optimizers.declarations import Hyper, Scale, plain_number, scale
 from thalweg.state import name_of
 from thalweg.step import LOW_PRECISION_COPY, NonFinite
 from thalweg.step.rounding import checked_rounding
+from thalweg.step.slot_dtypes import (
+    DTYPES,
+    SlotDtypes,
+    checked_slot_dtypes,
+    dtype_among,
+    dtype_name,
+)
 
-__all__ = ["DTYPES", "Override", "Settings", "dtype_among", "match_patterns"]
+__all__ = ["Override", "Settings", "match_patterns"]
 
 SPARSE_UPDATES = ("rows", "exact", "keras")
 NONFINITE = ("off", "skip", "error")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PLAIN = (
     *("sparse_update", "nonfinite"),
     *("ema_overwrite_frequency", "gradient_accumulation_steps"),
@@ -43,7 +49,7 @@ class Settings:
     Attributes:
         per_variable: Name pattern to {hyperparameter: value or `scale`}.
         sparse_update: ``"rows"``, ``"exact"`` or ``"keras"``.
-        slot_dtypes: None, ``"variable"``, or slot name to dtype.
+        slot_dtypes: None, ``"variable"``, a dtype, or slot name to dtype.
         nonfinite: ``"off"``, ``"skip"`` or ``"error"``.
         ema_overwrite_frequency: Steps between two overwrites by averages, or None.
         low_precision_copy: Dtype of a copy of every variable, or None.
@@ -54,7 +60,7 @@ class Settings:
 
     per_variable: dict[str, dict[str, Any]] = field(default_factory=dict)
     sparse_update: str = "rows"
-    slot_dtypes: str | dict[str, torch.dtype] | None = None
+    slot_dtypes: SlotDtypes = None
     nonfinite: NonFinite = "off"
     ema_overwrite_frequency: int | None = None
     low_precision_copy: torch.dtype | None = None
@@ -88,7 +94,7 @@ class Settings:
         return cls(
             _checked_patterns(where, options.pop("per_variable", None), hypers),
             _checked_choice(where, "sparse_update", options, SPARSE_UPDATES),
-            _checked_dtypes(where, options.pop("slot_dtypes", None)),
+            checked_slot_dtypes(where, options.pop("slot_dtypes", None)),
             cast("NonFinite", _checked_choice(where, "nonfinite", options, NONFINITE)),
             _checked_count(where, "ema_overwrite_frequency", options, least=1),
             _checked_copy(where, options.pop("low_precision_copy", None)),
@@ -148,11 +154,13 @@ class Settings:
                 config[name] = getattr(self, name)
         if isinstance(self.slot_dtypes, dict):
             dtypes = self.slot_dtypes.items()
-            config["slot_dtypes"] = {n: _dtype_name(d) for n, d in dtypes}
+            config["slot_dtypes"] = {n: dtype_name(d) for n, d in dtypes}
+        elif isinstance(self.slot_dtypes, torch.dtype):
+            config["slot_dtypes"] = dtype_name(self.slot_dtypes)
         elif self.slot_dtypes is not None:
             config["slot_dtypes"] = self.slot_dtypes
         if self.low_precision_copy is not None:
-            config["low_precision_copy"] = _dtype_name(self.low_precision_copy)
+            config["low_precision_copy"] = dtype_name(self.low_precision_copy)
         return config
 
     def check_slot_names(self, where: str, known: Iterable[str]) -> None:
@@ -186,6 +194,8 @@ class Settings:
             return self.slot_dtypes[slot]
         if slot == LOW_PRECISION_COPY and self.low_precision_copy is not None:
             return self.low_precision_copy
+        if isinstance(self.slot_dtypes, torch.dtype):
+            return self.slot_dtypes
         if self.slot_dtypes == "variable":
             return variable
         if declared is not None:
@@ -331,42 +341,10 @@ def _refuse_factor(where: str, given: Any) -> None:
         )
 
 
-def _checked_dtypes(where: str, given: Any) -> str | dict[str, torch.dtype] | None:
-    if given is None or given == "variable":
-        return given
-    if not isinstance(given, Mapping):
-        raise TypeError(
-            message(
-                f"{where}: slot_dtypes",
-                'None, "variable" or a mapping from slot name to dtype',
-                repr(given),
-                'For example {"m": "bfloat16"}.',
-            )
-        )
-    return {
-        str(slot): dtype_among(DTYPES, f"{where}: slot_dtypes[{slot!r}]", dtype)
-        for slot, dtype in given.items()
-    }
-
-
 def _checked_copy(where: str, given: Any) -> torch.dtype | None:
     if given is None:
         return None
     return dtype_among(DTYPES[:-1], f"{where}: low_precision_copy", given)
-
-
-def dtype_among(known: Sequence[torch.dtype], where: str, given: Any) -> torch.dtype:
-    """One of some dtypes, which may be given by name."""
-    dtype = getattr(torch, given, None) if isinstance(given, str) else given
-    if isinstance(dtype, torch.dtype) and dtype in known:
-        return dtype
-    names = ", ".join(map(_dtype_name, known))
-    action = "Pass one of them, as a torch dtype or by its name."
-    raise ValueError(message(where, f"a dtype among {names}", repr(given), action))
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 _WEIGHT_DECAY = Hyper(default=0.0, low=0.0)

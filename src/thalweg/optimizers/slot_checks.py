@@ -9,7 +9,7 @@ import torch
 
 from thalweg.errors import describe, message, nearest
 from thalweg.optimizers.declarations import Layout, Slot, plain_number
-from thalweg.optimizers.per_variable import DTYPES, dtype_among
+from thalweg.step.slot_dtypes import DTYPES, dtype_among
 
 __all__ = ["check_slot", "check_slot_names"]
 

@@ -240,7 +240,9 @@ def test_half_parameters_have_float32_state(name: str, dtype: torch.dtype) -> No
     [
         ("variable", torch.bfloat16),
         (torch.bfloat16, torch.bfloat16),
+        ("bfloat16", torch.bfloat16),
         ({"exp_avg": torch.bfloat16}, torch.bfloat16),
+        ({"exp_avg": "bfloat16"}, torch.bfloat16),
         (None, torch.float32),
     ],
 )

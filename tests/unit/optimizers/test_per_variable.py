@@ -175,13 +175,24 @@ def test_unknown_sparse_policy_is_refused(given: object) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        *("bfloat16", {"m": "int8"}, {"m": "float99"}),
+        *(16, "float99", torch.int8, {"m": "int8"}, {"m": "float99"}),
         *({"m": "float8_e4m3fn"}, {"v": torch.float8_e5m2}),
     ],
 )
 def test_unknown_slot_dtype_is_refused(given: object) -> None:
     with pytest.raises((TypeError, ValueError), match="slot_dtypes"):
         tw.optimizers.Adam(slot_dtypes=given)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("given", ["bfloat16", torch.bfloat16])
+def test_one_dtype_is_that_of_all_slots(given: Any) -> None:
+    weight = tw.Variable(torch.randn(3))
+    optimizer = tw.optimizers.Adam(slot_dtypes=given)
+    optimizer.build([weight])
+    assert {optimizer.get_slot(weight, n).dtype for n in "mv"} == {torch.bfloat16}
+    config = json.loads(json.dumps(optimizer.get_config()))
+    assert config["slot_dtypes"] == "bfloat16"
+    assert tw.optimizers.Adam.from_config(config)._settings == optimizer._settings
 
 
 def test_slot_dtypes_by_name() -> None:
