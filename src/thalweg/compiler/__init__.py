@@ -1,6 +1,7 @@
 """The compiler: from an update rule to one pass over memory.
 
 trace ─► passes ─► program ─┬─► C text ─► build ─► cache ─► kernel
+                            ├─► Triton text ─► kernel on a GPU
                             └─► interpreter (oracle and fallback)
 """
 

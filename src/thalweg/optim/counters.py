@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Counters", "number_of"]
+__all__ = ["Counters"]
 
 
 class Counters:
@@ -57,14 +57,9 @@ class Counters:
             value = state.get(name)
             known = isinstance(value, torch.Tensor) and _same_cell(value, cell)
             if not known:
-                cell.fill_(initial[name] if value is None else number_of(value))
+                cell.fill_(initial[name] if value is None else float(value))
                 state[name] = cell
 
 
 def _same_cell(value: torch.Tensor, cell: torch.Tensor) -> bool:
     return value.dtype == cell.dtype and value.data_ptr() == cell.data_ptr()
-
-
-def number_of(value: Any) -> float:
-    """The number in a Python or NumPy number or a tensor of one element."""
-    return float(value)

@@ -11,7 +11,6 @@ from thalweg import rules
 from thalweg.errors import message
 from thalweg.optimizers.declarations import Flag, Hyper, Slot
 from thalweg.optimizers.optimizer import Optimizer
-from thalweg.optimizers.torch_formula import config_without_default
 
 __all__ = ["Adam", "AdamW"]
 
@@ -67,10 +66,6 @@ class Adam(Optimizer):
     @override
     def scalars(self, step: Any) -> dict[str, Any]:
         return _scalars(self, step)
-
-    @override
-    def get_config(self) -> dict[str, Any]:
-        return config_without_default(super().get_config())
 
     @override
     def set_weights(self, weights: Any) -> None:
@@ -159,10 +154,6 @@ class AdamW(Optimizer):
     @override
     def scalars(self, step: Any) -> dict[str, Any]:
         return _scalars(self, step)
-
-    @override
-    def get_config(self) -> dict[str, Any]:
-        return config_without_default(super().get_config())
 
 
 def _scalars(optimizer: Any, step: Any) -> dict[str, Any]:

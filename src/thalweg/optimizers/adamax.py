@@ -10,7 +10,6 @@ from typing_extensions import override
 from thalweg import rules
 from thalweg.optimizers.declarations import Flag, Hyper, Slot
 from thalweg.optimizers.optimizer import Optimizer
-from thalweg.optimizers.torch_formula import config_without_default
 
 __all__ = ["Adamax"]
 
@@ -65,7 +64,3 @@ class Adamax(Optimizer):
             "beta2": self.beta_2,
             "epsilon": self.epsilon,
         }
-
-    @override
-    def get_config(self) -> dict[str, Any]:
-        return config_without_default(super().get_config())

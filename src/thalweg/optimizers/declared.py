@@ -23,7 +23,6 @@ from thalweg.step import EMA, LOW_PRECISION_COPY
 
 __all__ = ["Declared", "checked_name", "checked_states", "unknown_hyperparameter"]
 
-Pairs = list[tuple[Any, Any]]
 _STEP = "step"
 _RESERVED = ("self", "name", "options", _STEP)
 _SLOTS_OF_OPTIONS = (EMA, LOW_PRECISION_COPY, "gradient_accumulator")

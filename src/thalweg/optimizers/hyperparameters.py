@@ -17,7 +17,7 @@ from thalweg.optimizers.declarations import Hyper, Scale
 from thalweg.optimizers.declared import Declared, unknown_hyperparameter
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
-from thalweg.optimizers.torch_formula import TORCH_FORMULA
+from thalweg.optimizers.torch_formula import TORCH_FORMULA, flags_in_config
 from thalweg.state import Variable
 from thalweg.step import EMA_MOMENTUM, STEP
 
@@ -251,7 +251,7 @@ class HyperparameterAccess(Declared):
             config |= {
                 n: self._serialize_hyperparameter(n) for n in self._config_names()
             }
-            config |= {name: self._flags[name] for name in self._flags_declared}
+            config |= flags_in_config(self._flags, self._flags_declared)
         return config | self._settings.get_config(self._as_plain)
 
     def _config_names(self) -> list[str]:

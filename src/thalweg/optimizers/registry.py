@@ -17,7 +17,7 @@ wrappers: dict[str, type[Any]] = {}
 
 
 def _classes() -> dict[str, type[Optimizer]]:
-    """The classes of this package by name; importing a module makes its known."""
+    """The classes by name of all modules of this package that have been imported."""
     found: dict[str, type[Optimizer]] = {}
     waiting = list(Optimizer.__subclasses__())
     while waiting:

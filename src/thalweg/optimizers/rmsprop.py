@@ -11,7 +11,6 @@ from thalweg import rules
 from thalweg.optimizers.declarations import Flag, Hyper, Slot
 from thalweg.optimizers.old_weights import with_iterations
 from thalweg.optimizers.optimizer import Optimizer
-from thalweg.optimizers.torch_formula import config_without_default
 
 __all__ = ["RMSprop"]
 
@@ -94,10 +93,6 @@ class RMSprop(Optimizer):
             "momentum": self.momentum,
             "epsilon": self.epsilon,
         }
-
-    @override
-    def get_config(self) -> dict[str, Any]:
-        return config_without_default(super().get_config())
 
     @override
     def set_weights(self, weights: Sequence[Any]) -> None:

@@ -10,7 +10,6 @@ from typing_extensions import override
 from thalweg import rules
 from thalweg.optimizers.declarations import Flag, Hyper, Slot
 from thalweg.optimizers.optimizer import Optimizer
-from thalweg.optimizers.torch_formula import config_without_default
 
 __all__ = ["SGD"]
 
@@ -75,7 +74,3 @@ class SGD(Optimizer):
     def scalars(self, step: Any) -> dict[str, Any]:
         rate = self.learning_rate
         return {"alpha": rate, "lr": rate, "momentum": self.momentum}
-
-    @override
-    def get_config(self) -> dict[str, Any]:
-        return config_without_default(super().get_config())

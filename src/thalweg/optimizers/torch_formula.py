@@ -1,14 +1,17 @@
 """The switch to torch's formula, for classes whose formula Keras states differently.
 
-A class declares it as its last flag and leaves its configuration to
-`config_without_default`. Importing a state of torch turns it on.
+A class declares it as its last flag. Importing a state of torch turns it on; only then
+does a configuration name it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["TORCH_FORMULA", "config_without_default", "has_torch_formula"]
+from thalweg.optimizers.declarations import Flag
+
+__all__ = ["TORCH_FORMULA", "flags_in_config", "has_torch_formula"]
 
 TORCH_FORMULA: Final = "torch_formula"
 """Name of the flag."""
@@ -29,15 +32,18 @@ def has_torch_formula(optimizer: Any) -> bool:
     return TORCH_FORMULA in optimizer._flags_declared
 
 
-def config_without_default(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that is Keras's, word for word, where the formula is.
+def flags_in_config(
+    flags: Mapping[str, bool], declared: Mapping[str, Flag]
+) -> dict[str, bool]:
+    """Flags as a configuration has them: Keras's, word for word, where its formula is.
 
     Args:
-        config: What `get_config` has made; it is changed.
+        flags: The flags by name.
+        declared: How the class declares them.
 
     Returns:
-        The same, without the flag unless it is on.
+        All of them, but this one where it is off by default and off.
     """
-    if config.get(TORCH_FORMULA) is False:
-        del config[TORCH_FORMULA]
-    return config
+    is_off = flags.get(TORCH_FORMULA) is False
+    left_out = is_off and declared[TORCH_FORMULA].default is False
+    return {n: flags[n] for n in declared if not (left_out and n == TORCH_FORMULA)}

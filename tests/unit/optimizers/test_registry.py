@@ -146,7 +146,9 @@ def test_a_count_of_0_is_keras_3s_word_for_none(count: str) -> None:
 
 def test_what_has_no_meaning_here_is_refused() -> None:
     scaled = KERAS_3_OF_ALL | KERAS_3["Lion"] | {"loss_scale_factor": 8.0}
-    with pytest.raises(TypeError, match=r"LossScaleOptimizer\(Lion\(\.\.\.\), False"):
+    with pytest.raises(
+        TypeError, match=r"LossScaleOptimizer\(Lion\(\.\.\.\), dynamic=False"
+    ):
         from_json("Lion", scaled)
     nadam = KERAS_3_OF_ALL | KERAS_3["Nadam"] | {"learning_rate": COSINE}
     with pytest.raises(ValueError, match=r"Nadam: .*CosineDecay.*A function of"):
@@ -228,7 +230,9 @@ def test_a_momentum_of_averages_may_wait_for_them() -> None:
 
 
 def test_a_loss_scale_factor_is_a_wrapper_here() -> None:
-    wrapper = r"LossScaleOptimizer\(SGD\(\.\.\.\), False, 128\.0\)"
+    wrapper = (
+        r"tw\.LossScaleOptimizer\(SGD\(\.\.\.\), dynamic=False, initial_scale=128\.0\)"
+    )
     with pytest.raises(TypeError, match=f"SGD: loss_scale_factor: .*{wrapper}"):
         tw.optimizers.SGD(loss_scale_factor=128.0)  # pyright: ignore[reportArgumentType]
 
