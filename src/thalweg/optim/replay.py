@@ -50,7 +50,6 @@ class Replay:
         clock: Counts their steps, if a device does.
 
     Args:
-        where: Name of the optimizer, for messages.
         columns: Names of a group's numbers.
         kinds: What the gradients are.
         transforms: What the plan does to dense gradients.
