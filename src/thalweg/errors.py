@@ -47,6 +47,14 @@ class TraceError(TypeError):
     """An update rule uses something that the compiler cannot express."""
 
 
+class RowIndexError(IndexError, ValueError):
+    """An index of a sparse gradient names no row of its variable.
+
+    It is both: what the host finds is a wrong argument, what a GPU finds in an earlier
+    step is not one of this call.
+    """
+
+
 class CheckpointError(ValueError):
     """A checkpoint does not fit the objects, or its files are not sound."""
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from thalweg.errors import describe, message
+from thalweg.errors import RowIndexError, describe, message
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 # Sums of halves are formed in float32 and rounded once.
@@ -183,7 +183,8 @@ class IndexedSlices:
             num_rows: Rows of the whole; that of `dense_shape` by default.
 
         Raises:
-            ValueError: If an index is negative or too large, or `num_rows` is unknown.
+            RowIndexError: If an index is negative or too large.
+            ValueError: If `num_rows` is unknown.
         """
         if num_rows is None:
             num_rows = self._known_shape("IndexedSlices.check_bounds")[0]
@@ -193,7 +194,7 @@ class IndexedSlices:
         if int(least) < 0 or int(greatest) >= num_rows:
             wrong = (self.indices < 0) | (self.indices >= num_rows)
             offset = int(wrong.nonzero()[0])
-            raise ValueError(
+            raise RowIndexError(
                 message(
                     "IndexedSlices",
                     f"indices in [0, {num_rows})",
