@@ -4,11 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := src tests benchmarks $(wildcard examples)
-DEVICE ?= cpu
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint types format bench docs clean
+.PHONY: help setup demo test test-gpu lint types format bench bench-gpu docs clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +52,10 @@ bench: setup $(VENV)/.installed-bench  ## Measure; results go to benchmarks/resu
 	$(BIN)/python -m benchmarks.trainers --threads 1
 	$(BIN)/python -m benchmarks.fsdp2
 	$(BIN)/python -m benchmarks.reliability
+
+bench-gpu: setup $(VENV)/.installed-bench  ## Measure steps and rows on a CUDA device.
+	for name in step sparse; do \
+	  $(BIN)/python -m benchmarks.$$name --device cuda || exit; done
 
 docs: setup $(VENV)/.installed-docs  ## Write the pages of the public interface into site/.
 	$(BIN)/pdoc --docformat google --output-directory site thalweg

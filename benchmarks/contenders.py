@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import thalweg as tw
+from benchmarks import devices
 
 Step = Callable[[], object]
 
@@ -38,7 +39,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        made = [torch.randn(n, generator=generator).mul_(1e-3) for n in self.sizes]
+        made = (torch.randn(n, generator=generator).mul_(1e-3) for n in self.sizes)
         object.__setattr__(self, "grads", [g.to(self.device) for g in made])
 
     @property
@@ -55,10 +56,11 @@ class Problem:
 Setup = Callable[[Problem], Step]
 
 
-def thalweg_step(optimizer: tw.Optimizer) -> Setup:
-    """`apply_gradients` of this package."""
+def thalweg_step(make: Callable[..., tw.Optimizer], **options: Any) -> Setup:
+    """`apply_gradients` of an optimizer of this package."""
 
     def setup(problem: Problem) -> Step:
+        optimizer = make(**options)
         named = [(f"v{i}", p) for i, p in enumerate(problem.parameters())]
         optimizer.build(named)
         pairs = list(zip(problem.grads, (p for _, p in named), strict=True))
@@ -112,7 +114,7 @@ def optax_step(name: str, **options: Any) -> Setup:
     """An optax transformation under `jax.jit`, with donated buffers."""
 
     def setup(problem: Problem) -> Step:
-        _, optax = optax_modules()
+        _, optax = optax_modules(problem.device)
         return _optax(problem, getattr(optax, name)(1e-3, **options))
 
     return setup
@@ -120,13 +122,20 @@ def optax_step(name: str, **options: Any) -> Setup:
 
 def optax_full_step(problem: Problem) -> Step:
     """Clip by global norm, AdamW and moving average in one `jax.jit`."""
-    _, optax = optax_modules()
+    _, optax = optax_modules(problem.device)
     clip = optax.clip_by_global_norm(1.0)
     return _optax(problem, optax.chain(clip, optax.adamw(1e-3)), averages=True)
 
 
-def optax_modules() -> tuple[Any, Any]:
-    """Jax and optax; MissingError if they are not installed."""
+def on_cpu(name: str, device: str) -> None:
+    """Raise `MissingError` on a device that a contender is not measured on."""
+    if devices.kind(device) != "cpu":
+        raise MissingError(f"{name} is measured on the CPU only")
+
+
+def optax_modules(device: str) -> tuple[Any, Any]:
+    """Jax and optax; MissingError if they are not installed, or on a GPU."""
+    on_cpu("optax", device)
     try:
         import jax  # pyright: ignore[reportMissingImports]
         import optax  # pyright: ignore[reportMissingImports]
@@ -136,7 +145,7 @@ def optax_modules() -> tuple[Any, Any]:
 
 
 def _optax(problem: Problem, rule: Any, *, averages: bool = False) -> Step:
-    jax, optax = optax_modules()
+    jax, optax = optax_modules(problem.device)
     params = [jax.numpy.asarray(p.detach().numpy()) for p in problem.parameters()]
     grads = [jax.numpy.asarray(g.numpy()) for g in problem.grads]
 
@@ -181,8 +190,9 @@ _TENSORFLOW: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
 }
 
 
-def tensorflow_module() -> Any:
-    """TensorFlow; MissingError if it is not installed."""
+def tensorflow_module(device: str) -> Any:
+    """TensorFlow; MissingError if it is not installed, or on a GPU."""
+    on_cpu("TensorFlow", device)
     try:
         import tensorflow  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
     except ImportError as error:
@@ -194,7 +204,7 @@ def tensorflow_step(name: str) -> Setup:
     """A raw op of TensorFlow for each variable, in one `tf.function`."""
 
     def setup(problem: Problem) -> Step:
-        tf = tensorflow_module()
+        tf = tensorflow_module(problem.device)
         slots, numbers = _TENSORFLOW[name]
         op = getattr(tf.raw_ops, name)
         grads = [tf.constant(g.numpy()) for g in problem.grads]
@@ -233,18 +243,18 @@ def timed(step: Step, repeats: int, device: str = "cpu") -> Callable[[], float]:
     Args:
         step: The step.
         repeats: How many are taken at a time.
-        device: Where they run; a GPU is waited for.
+        device: Where they run; a GPU is waited for, before and after.
 
     Returns:
         A function for `harness.interleaved`.
     """
 
     def run() -> float:
+        devices.wait(device)
         start = time.perf_counter()
         for _ in range(repeats):
             step()
-        if device != "cpu":
-            torch.cuda.synchronize()
+        devices.wait(device)
         return (time.perf_counter() - start) / repeats
 
     return run

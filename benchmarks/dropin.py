@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks import devices
 from benchmarks.fit import BATCH_SIZE, digits
 from benchmarks.harness import interleaved, report, summary
 from thalweg import optim
@@ -93,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--threads", type=int, default=2)
+    devices.add_option(parser)
     parser.add_argument("--quick", action="store_true", help="few rounds, no file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

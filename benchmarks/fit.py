@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import thalweg as tw
+from benchmarks import devices
 from benchmarks.harness import interleaved, report, summary
 
 BATCH_SIZE = 32
@@ -111,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=THREADS)
+    devices.add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     data = digits()

@@ -22,7 +22,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (
     *("thalweg", "torch", "numpy", "keras", "typer"),
-    *("jax", "optax", "tensorflow", "tensorflow-cpu", "fbgemm-gpu-cpu"),
+    *("triton", "jax", "optax", "tensorflow", "tensorflow-cpu", "fbgemm-gpu-cpu"),
     *("transformers", "accelerate"),
 )
 

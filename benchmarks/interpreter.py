@@ -76,7 +76,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
             contenders = {OURS: drop_in_step(name, **given)}
             if rule in _ALIKE:
                 kind, keywords = _ALIKE[rule]
-                contenders[KERAS] = thalweg_step(kind(**keywords))
+                contenders[KERAS] = thalweg_step(kind, **keywords)
             contenders[LOOP] = torch_step(name, **loop)
             bounds = [Bound(ours, LOOP, 1 / SLOWER) for ours in list(contenders)[:-1]]
             case = f"{size} {rule}"

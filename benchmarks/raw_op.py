@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import thalweg as tw
+from benchmarks import devices
 from benchmarks.harness import interleaved, report, summary
 
 CALL_BOUND_US = 20.0
@@ -158,6 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    devices.add_option(parser)
     parser.add_argument("--quick", action="store_true", help="a trial run")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

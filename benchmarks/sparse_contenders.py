@@ -15,11 +15,11 @@ from benchmarks.contenders import (
     Problem,
     Setup,
     Step,
+    on_cpu,
     optax_modules,
     tensorflow_module,
 )
 
-WIDTH = 64
 BATCHES = 8
 
 
@@ -30,19 +30,28 @@ class Tables:
     Attributes:
         num_rows: Of one table.
         num_indices: Of one step.
+        width: Of one row.
+        device: Where they are.
     """
 
     num_rows: int
     num_indices: int
+    width: int = 64
+    device: str = "cpu"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one table."""
+        return 4 * self.num_rows * self.width
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and width of one table."""
-        return self.num_rows, WIDTH
+        return self.num_rows, self.width
 
     def table(self, factor: int = 1) -> torch.Tensor:
-        """A new table of zeros, of which only touched pages take memory."""
-        return torch.zeros(self.num_rows * factor, WIDTH)
+        """A new table of zeros, of which only touched pages take a CPU's memory."""
+        return torch.zeros(self.num_rows * factor, self.width, device=self.device)
 
     def indices(self, factor: int = 1) -> list[torch.Tensor]:
         """The indices of all steps; about one in eight occurs more than once."""
@@ -53,13 +62,14 @@ class Tables:
             fresh = torch.randint(rows, (count,), generator=generator)
             repeated = torch.randint(count, (count // 8,), generator=generator)
             fresh[: count // 8] = fresh[repeated]
-            made.append(fresh)
+            made.append(fresh.to(self.device))
         return made
 
     def values(self) -> torch.Tensor:
         """The gradient of the rows of one step."""
         generator = torch.Generator().manual_seed(1)
-        return torch.randn(self.num_indices, WIDTH, generator=generator).mul_(1e-3)
+        shape = self.num_indices, self.width
+        return torch.randn(shape, generator=generator).mul_(1e-3).to(self.device)
 
 
 def thalweg_rows(
@@ -136,7 +146,7 @@ def tensorflow_adagrad(tables: Tables, *, reads: bool = False) -> Setup:
     """The sparse raw op of TensorFlow in a `tf.function`, perhaps with a lookup."""
 
     def setup(_: Problem) -> Step:
-        tf = tensorflow_module()
+        tf = tensorflow_module(tables.device)
         var, accum = (tf.Variable(tf.zeros(tables.shape)) for _ in range(2))
         values = tf.constant(tables.values().numpy())
         numbers = {"lr": 0.01, "epsilon": 1e-7}
@@ -168,7 +178,7 @@ def tensorflow_adam(tables: Tables) -> Setup:
     """Adam from raw ops in a `tf.function`, the way Keras 2.6 puts them together."""
 
     def setup(_: Problem) -> Step:
-        tf = tensorflow_module()
+        tf = tensorflow_module(tables.device)
         var, m, v = (tf.Variable(tf.zeros(tables.shape)) for _ in range(3))
         values = tf.constant(tables.values().numpy())
         add = tf.raw_ops.ResourceScatterAdd
@@ -193,7 +203,7 @@ def optax_rows(name: str, tables: Tables) -> Setup:
     """An optax rule in `jax.jit` with donated buffers; it takes dense gradients."""
 
     def setup(_: Problem) -> Step:
-        jax, optax = optax_modules()
+        jax, optax = optax_modules(tables.device)
         rule, numpy = getattr(optax, name)(1e-3), jax.numpy
 
         def update(table: Any, state: Any, indices: Any, values: Any) -> Any:
@@ -265,6 +275,7 @@ def fbgemm_embedding(rule: str, tables: Tables) -> Setup:
     """FBGEMM's table-batched embedding, whose backward pass updates."""
 
     def setup(_: Problem) -> Step:
+        on_cpu("FBGEMM", tables.device)
         try:
             from fbgemm_gpu import (  # pyright: ignore[reportMissingImports]
                 split_embedding_configs,
@@ -278,7 +289,7 @@ def fbgemm_embedding(rule: str, tables: Tables) -> Setup:
         training = split_table_batched_embeddings_ops_training
         location = split_table_batched_embeddings_ops_common.EmbeddingLocation.HOST
         table = training.SplitTableBatchedEmbeddingBagsCodegen(
-            [(tables.num_rows, WIDTH, location, training.ComputeDevice.CPU)],
+            [(*tables.shape, location, training.ComputeDevice.CPU)],
             optimizer=getattr(split_embedding_configs.EmbOptimType, rule),
         )
         offsets = torch.arange(tables.num_indices + 1)

@@ -73,7 +73,7 @@ def test_bounds_are_judged_and_absence_is_told() -> None:
             Bound(OURS, "absent", 1.0),
         ],
         passes=3,
-        share=1e-9,
+        share={"cpu": 1e-9},
     )
     results = Results()
     results.measure(case, 3)
@@ -87,7 +87,7 @@ def test_bounds_are_judged_and_absence_is_told() -> None:
 def test_bandwidth_is_that_of_the_same_rounds() -> None:
     memory = {"memory copy": waits(0.001)}
     contenders = {OURS: waits(0.001), **memory}
-    case = Case("name", Problem([1000]), contenders, passes=7, share=0.5)
+    case = Case("name", Problem([1000]), contenders, passes=7, share={"cpu": 0.5})
     results = Results()
     results.measure(case, 3)
     (row,) = [row for row in results.rows if row["contender"] == OURS]
