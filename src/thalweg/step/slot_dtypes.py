@@ -47,9 +47,10 @@ def checked_slot_dtypes(where: str, given: Any) -> SlotDtypes:
     if given is None or given == "variable":
         return given
     if isinstance(given, Mapping):
+        table: Mapping[Any, Any] = given
         return {
             str(slot): dtype_among(DTYPES, f"{name}[{slot!r}]", dtype)
-            for slot, dtype in given.items()
+            for slot, dtype in table.items()
         }
     if isinstance(given, (str, torch.dtype)):
         return dtype_among(DTYPES, name, given)
