@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.codegen import bits
+from tests.codegen import bits, triton_runs
 from tests.codegen.bits import filled, same_bits, ulps
 from tests.codegen.test_operations import BOUNDS, DTYPES, ELEMENTWISE, OPS, rule_for
 from tests.codegen.test_same_bits import SCALARS, mixed, rule_of, trees
@@ -241,3 +241,13 @@ def test_tables_are_checked() -> None:
         kernel.launch(items, pointers[:, :2].contiguous(), table)
     with pytest.raises(ValueError, match="starts and sources"):
         kernel.launch(items, pointers, table)
+
+
+def test_an_interpreter_that_does_not_work_is_a_reason_to_skip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = "TypeError: only 0-dimensional arrays"
+    monkeypatch.setattr(triton_runs, "_problem_of_interpreter", lambda: problem)
+    key = KernelKey(Rule.of(momentum), (), (torch.float32,) * 3)
+    with pytest.raises(pytest.skip.Exception, match=f"NumPy .*: {problem}"):
+        interpreted(key)

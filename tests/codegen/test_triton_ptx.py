@@ -152,6 +152,28 @@ def test_transcendental_functions_are_those_of_libdevice() -> None:
     assert "libdevice.exp(" in kernel_of(key).source
 
 
+def test_a_negation_turns_the_sign_bit() -> None:
+    def flipped(var: Any, grad: Any) -> Any:
+        return torch.where(grad > 0, -var, -0.0)
+
+    for dtype, size in ((torch.float32, 32), (torch.float64, 64)):
+        text = ptx(KernelKey(Rule.of(flipped), (), (dtype,) * 2))
+        sign = -(2 ** (size - 1))
+        assert re.search(rf"neg\.f{size}|xor\.b{size} .*{sign}", text)
+        assert not re.search(rf"(add|sub|mul)\.(rn\.)?f{size}", text)
+        assert re.search(rf"selp\.[bf]{size} .*({sign}|0[fd]80*),", text)
+
+
+def test_warps_wait_for_each_other_before_a_row_slot_is_stored() -> None:
+    def worn(var: Any, heat: Any, grad: Any, *, lr: Any) -> Any:
+        heat_new = heat * 0.5 + 1.0
+        return var - lr * heat_new * grad, heat_new
+
+    for function in (worn, rowwise_adagrad):
+        key = KernelKey(Rule.of(function), (), (torch.float32,) * 3, layouts=("row",))
+        assert "bar.sync" in ptx(key, "", 256)
+
+
 def trust(var: Any, m: Any, grad: Any, *, lr: Any) -> Any:
     direction = m + grad / torch.linalg.vector_norm(grad)
     ratio = torch.linalg.vector_norm(var) / direction.amax()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,33 @@ def test_device_rows_are_reused_and_grow() -> None:
     assert rows.items[0].tolist() == [0, 10, 0, 2, 0]
     rows.append(torch.arange(0), num_rows=9, width=2, variable=1)
     assert rows.num_items == 11
+
+
+def test_tables_of_a_captured_step_outlive_larger_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = DeviceRowTables("cpu")
+    found: list[Any] = []
+
+    def fill(count: int, *, captured: bool) -> list[int]:
+        module = "thalweg.compiler.triton_rows.is_capturing"
+        monkeypatch.setattr(module, lambda device: captured)
+        rows.clear()
+        rows.append(torch.arange(count), num_rows=99, width=4, variable=0)
+        tables = rows.items, rows.starts, rows.sources
+        found.append([weakref.ref(t.untyped_storage()) for t in tables])
+        return rows.starts.tolist()
+
+    fill(3, captured=False)
+    fill(3, captured=True)
+    fill(40, captured=False)
+    fill(90, captured=True)
+    rows._starts[0] = 7  # as if it had not been written, as in a graph
+    assert fill(2, captured=True) == [0, 1, 2]
+    rows._starts[0] = 7
+    assert fill(2, captured=False) == [0, 1, 2]
+    fill(98, captured=False)
+    assert all(reference() is not None for step in found for reference in step)
 
 
 @pytest.mark.parametrize("wrong", [-1, 6])

@@ -91,6 +91,35 @@ def test_rows_are_found_by_their_width() -> None:
     assert "for chunk in range(0, width, 16384):" in text
 
 
+def test_a_row_slot_is_stored_when_every_thread_has_read_it() -> None:
+    def worn(var: Any, heat: Any, grad: Any, *, lr: Any) -> Any:
+        heat_new = heat * 0.5 + 1.0
+        return var - lr * heat_new * grad, heat_new
+
+    for mode in ("dense", "sum", "sequence"):
+        program = program_of(Rule.of(worn), (), ("row",))
+        text = emit_triton(program, (torch.float32,) * 3, mode)
+        assert re.search(
+            r"tl\.debug_barrier\(\)\n *tl\.store\(heat_at, heat_new\)", text
+        )
+    # The fold of a reduction makes the threads wait for each other.
+    program = program_of(Rule.of(rowwise_adagrad), (), ("row",))
+    assert "debug_barrier" not in emit_triton(program, (torch.float32,) * 3)
+
+
+def test_the_sign_of_zero_is_kept_by_every_triton() -> None:
+    def rule(var: Any, grad: Any, *, lr: Any) -> Any:
+        return torch.where(-grad > -lr, -var, -0.0)
+
+    for dtype in (torch.float32, torch.float64):
+        kind = str(dtype).removeprefix("torch.")
+        text = text_of(rule, dtype, dtype)
+        assert "= var * -1.0" in text
+        assert f"(tl.full([], 0.0, tl.{kind}) * -1.0)" in text
+        assert "-0.0" not in re.sub("#.*", "", text)
+        assert not re.search(r"= -[a-z]", text)
+
+
 def test_literals_are_of_the_compute_type() -> None:
     def rule(var: Any, grad: Any) -> Any:
         return torch.minimum(var * 0.1, grad * 1e300)

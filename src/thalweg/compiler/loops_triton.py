@@ -237,7 +237,11 @@ def _row(
             *statements.stores(Space.TENSOR, origin=origin),
         ],
     )
-    return body + statements.stores(Space.ROW, "", "")
+    stores = statements.stores(Space.ROW, "", "")
+    if stores and not any(map(reduction_of, rows)):
+        # Every thread has read the slot; a fold makes them wait for each other.
+        stores.insert(0, "tl.debug_barrier()")
+    return body + stores
 
 
 def _row_value(statements: TritonStatements, node: fx.Node, mode: Mode) -> list[str]:

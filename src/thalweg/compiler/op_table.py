@@ -172,6 +172,8 @@ def _same(x: Any) -> Any:
 
 # In Triton a float32 floor flushes subnormals on the device, a float64 one does not.
 _WIDE = "tl.{}({{0}}.to(tl.float64)).to({{0}}.dtype)"
+# Triton 3.6 computes -x as 0 - x, which is +0 for a zero; of this LLVM makes a neg.
+_NEGATIVE = "{0} * -1.0"
 
 
 def _arithmetic() -> list[Op]:
@@ -181,7 +183,7 @@ def _arithmetic() -> list[Op]:
         Op("sub", torch.sub, operator.sub, "{0} - {1}", "{0} - {1}", _TWO),
         Op("mul", torch.mul, operator.mul, "{0} * {1}", "{0} * {1}", _TWO),
         Op("div", torch.div, ieee.div, "{0} / {1}", "divide({0}, {1})", _TWO),
-        Op("neg", torch.neg, _negative, "-{0}", "-{0}"),
+        Op("neg", torch.neg, _negative, "-{0}", _NEGATIVE),
         Op("abs", torch.abs, math.fabs, "fabs{f}({0})", "tl.abs({0})"),
         Op("square", torch.square, _square, "{0} * {0}", "{0} * {0}"),
         Op("sqrt", _sqrt, ieee.sqrt, "sqrt{f}({0})", "root({0})"),

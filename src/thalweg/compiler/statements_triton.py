@@ -250,4 +250,6 @@ class TritonStatements(Dialect):
             rounded = np.float32(number) if dtype == torch.float32 else number
         number = number if math.isfinite(rounded) else float(rounded)
         text = repr(number) if math.isfinite(number) else f'float("{number}")'
+        if text == "-0.0":  # Triton 3.6 makes +0 of it
+            return f"(tl.full([], 0.0, {KINDS[dtype]}) * -1.0)"
         return f"tl.full([], {text}, {KINDS[dtype]})"
