@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -47,7 +47,7 @@ def checked_slot_dtypes(where: str, given: Any) -> SlotDtypes:
     if given is None or given == "variable":
         return given
     if isinstance(given, Mapping):
-        table: Mapping[Any, Any] = given
+        table = cast("Mapping[Any, Any]", given)
         return {
             str(slot): dtype_among(DTYPES, f"{name}[{slot!r}]", dtype)
             for slot, dtype in table.items()
