@@ -89,8 +89,7 @@ def small(options: argparse.Namespace) -> Iterator[Case]:
         repeats=_repeats(options),
         rounds=SHORT_ROUNDS,
     )
-    if devices.kind(options.device) == "cpu":
-        yield by_hand(problem, options)
+    yield by_hand(problem, options)
 
 
 def by_hand(problem: Problem, options: argparse.Namespace) -> Case:

@@ -33,8 +33,8 @@ RATE = schedules.ExponentialDecay(0.1, decay_steps=2, decay_rate=0.5)
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """In this scope waiting for the device raises."""
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -123,7 +123,7 @@ def test_a_wrong_index_is_told_later() -> None:
     with no_waiting():
         optimizer.apply_gradients([(IndexedSlices(values, indices), twins[0])])
     torch.cuda.synchronize()
-    with pytest.raises(IndexError, match="that launch has changed nothing"):
+    with pytest.raises(IndexError, match="that step has changed nothing"):
         optimizer.apply_gradients(good)
     assert torch.equal(twins[0], before)
     optimizer.apply_gradients(good)
@@ -271,3 +271,33 @@ def test_a_whole_step_of_training_is_captured() -> None:
         step(here, variables)
     assert device.iterations.item() == 7
     assert close(variables, twins)
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+def test_a_capture_over_other_variables_is_refused() -> None:
+    optimizer, (_, twins) = tw.optimizers.Adam(RATE), both(SHAPES)
+    pairs, graph = pairs_of(0, twins), torch.cuda.CUDAGraph()
+    optimizer.apply_gradients(pairs[:1])
+    torch.cuda.synchronize()
+    refused = pytest.raises(RuntimeError, match="a step before it")
+    with refused, torch.cuda.graph(graph):
+        optimizer.apply_gradients(pairs)
+    optimizer.apply_gradients(pairs)
+    assert optimizer.iterations.item() == 2
+
+
+def test_replays_go_on_beside_larger_steps() -> None:
+    def rows(count: int) -> IndexedSlices:
+        values = torch.ones(count, 32, device=DEVICE)
+        return IndexedSlices(values, torch.arange(count, device=DEVICE))
+
+    table, other = (tw.Variable(torch.ones(SHAPES[0], device=DEVICE)) for _ in range(2))
+    optimizer, others = (tw.optimizers.SGD(0.125) for _ in range(2))
+    pairs = [(rows(3), table)]
+    graph = warmed_up(lambda: optimizer.apply_gradients(pairs), 2)
+    for _ in range(2):
+        graph.replay()
+        others.apply_gradients([(rows(64), other)])
+        optimizer.apply_gradients([(rows(40), table)])
+    assert table[:, 0].tolist() == [0.25] * 3 + [0.75] * 37 + [1.0] * 24
+    assert other[:, 0].tolist() == [0.75] * 64

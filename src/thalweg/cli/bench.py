@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,24 +15,49 @@ _WIDTH = 36
 
 def bench(
     elements: Annotated[
-        int, typer.Option(min=4096, help="Numbers in the largest variable.")
-    ] = 16_000_000,
+        int | None,
+        typer.Option(
+            min=4096, help="Numbers in the largest variable; 16 million, 268 on a GPU."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads; torch's own number by default.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or a GPU (cuda:0), of which memory is measured.")
+    ] = "cpu",
 ) -> None:
     """Measure memory bandwidth and some updates; explain() uses the result."""
     # Imported when the command runs: this is where torch comes in.
-    torch, speed = import_module("torch"), import_module("thalweg.testing.speed")
-    kept = import_module("thalweg.step.bandwidth")
+    torch, kept = import_module("torch"), import_module("thalweg.step.bandwidth")
     if threads is not None:
         torch.set_num_threads(threads)
+    if device != "cpu":
+        name, bandwidth = _measure_gpu(torch, device, elements or 2**28)
+        typer.echo(f"{name}: {bandwidth.bytes_per_second / 1e9:.1f} GB/s")
+        typer.echo(f"kept in {kept.keep_bandwidth(bandwidth, name)}")
+        return
+    elements = elements or 16_000_000
+    speed = import_module("thalweg.testing.speed")
     bandwidth = speed.measure_bandwidth(elements)
     rate = bandwidth.bytes_per_second
     typer.echo(f"memory: {rate / 1e9:.1f} GB/s, {bandwidth.threads} threads")
     for found in speed.measure_kernels(elements):
         typer.echo(_line(found, rate))
     typer.echo(f"kept in {kept.keep_bandwidth(bandwidth)}")
+
+
+def _measure_gpu(torch: Any, device: str, elements: int) -> tuple[str, Any]:
+    """Name and bandwidth of a GPU."""
+    names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if device == "cuda" and len(names) > 1:
+        device = f"cuda:{torch.cuda.current_device()}"
+    if device not in names:
+        text = f"expected one of {', '.join(names)}; got {device!r}."
+        raise typer.BadParameter(text, param_hint="--device")
+    place = torch.device(device)
+    measure = import_module("thalweg.testing.device_speed").measure_device_bandwidth
+    return torch.cuda.get_device_name(place), measure(elements, place)
 
 
 def _line(found: Speed, bandwidth: float) -> str:

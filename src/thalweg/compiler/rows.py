@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from thalweg.compiler.build import Library, build
-from thalweg.errors import describe, message
+from thalweg.errors import RowIndexError, describe, message
 
 __all__ = ["RowTables", "RowWalk", "check_indices", "check_range"]
 
@@ -96,7 +96,7 @@ class RowTables:
 
         Raises:
             TypeError: If the indices are not integers.
-            IndexError: If an index is negative or not below `num_rows`; then nothing
+            RowIndexError: If an index is negative or not below `num_rows`; then nothing
                 was added.
         """
         check_indices(indices)
@@ -165,7 +165,7 @@ class RowWalk:
             num_threads: Threads to use.
 
         Raises:
-            IndexError: If an index is negative or names no row.
+            RowIndexError: If an index is negative or names no row.
         """
         self._indices = indices  # read again by the walk
         variables, begin, elements, place = self._variables, 0, 0, 0
@@ -236,11 +236,11 @@ def check_range(indices: Tensor, num_rows: int) -> None:
         num_rows: How many rows there are.
 
     Raises:
-        IndexError: If one is negative or too large.
+        RowIndexError: If one is negative or too large.
     """
     wrong = np.flatnonzero((indices.numpy() < 0) | (indices.numpy() >= num_rows))
     if wrong.size:
-        raise IndexError(
+        raise RowIndexError(
             message(
                 "rows",
                 f"indices from 0 to {num_rows - 1}",

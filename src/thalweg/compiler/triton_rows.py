@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from thalweg.compiler.rows import check_indices
-from thalweg.errors import message
+from thalweg.compiler.triton_tables import is_capturing
+from thalweg.errors import RowIndexError, message
 
 __all__ = ["DeviceRowTables"]
 
@@ -22,7 +23,8 @@ class DeviceRowTables:
     """The items, starts and sources of a row kernel on a device.
 
     The tables grow when they must and are reused otherwise: a later step that needs
-    no more room finds them at the same addresses.
+    no more room finds them at the same addresses. Those that a CUDA graph was recorded
+    with stay alive when they are outgrown: its replays write into them.
 
     Args:
         device: Where the tables are.
@@ -44,6 +46,8 @@ class DeviceRowTables:
         self._starts = self._empty((1,)).zero_()
         self._sources = self._empty((0,))
         self._is_valid = torch.ones((), dtype=torch.bool, device=self._device)
+        self._is_captured = self._has_recorded_start = False
+        self._outgrown: list[tuple[Tensor, ...]] = []
 
     @property
     def items(self) -> Tensor:
@@ -70,6 +74,11 @@ class DeviceRowTables:
 
     def clear(self) -> None:
         """Start a new step."""
+        is_captured = is_capturing(self._device)
+        self._is_captured = self._is_captured or is_captured
+        if self._has_recorded_start:
+            self._starts[:1].zero_()
+            self._has_recorded_start = is_captured
         self.num_items = 0
         self.width = 0
         self._is_valid = torch.ones((), dtype=torch.bool, device=self._device)
@@ -121,10 +130,10 @@ class DeviceRowTables:
         """Wait for the device, and refuse what was out of range.
 
         Raises:
-            IndexError: If an index since `clear` was negative or too large.
+            RowIndexError: If an index since `clear` was negative or too large.
         """
         if not bool(self._is_valid):
-            raise IndexError(
+            raise RowIndexError(
                 message(
                     "rows",
                     "indices from 0 to the number of rows - 1",
@@ -137,6 +146,10 @@ class DeviceRowTables:
         """Make room for that many indices."""
         if len(self._sources) >= count:
             return
+        if self._is_captured:
+            self._outgrown.append((self._items, self._starts, self._sources))
+            # In a graph the copies below are made by its replays only.
+            self._has_recorded_start = is_capturing(self._device)
         room, used = max(count, 2 * len(self._sources)), self.num_items
         items = self._empty((room, _ITEM_COLUMNS))
         starts, sources = self._empty((room + 1,)), self._empty((room,))

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from thalweg.compiler.triton_tables import is_capturing
-from thalweg.errors import message
 from thalweg.optim.counters import Counters
 from thalweg.optim.described import Described
 from thalweg.step import STEP
+from thalweg.step.captures import keep_captured
 from thalweg.step.device_kernel import Mirror, has_device_kernels
 from thalweg.step.device_step import StepClock
 
@@ -30,7 +29,6 @@ __all__ = [
     "asks_device",
     "counting_device",
     "device_numbers",
-    "refuse_unprepared",
     "settings_of",
 ]
 
@@ -205,6 +203,7 @@ class CounterClock(StepClock):
     @override
     def begin(self, iterations: int) -> dict[str, Tensor]:
         del iterations
+        keep_captured(self, self.device)
         self._mirror.refresh()
         values = dict(zip(self._names, self._mirror.table.unbind(), strict=True))
         given = device_numbers(self._optimizer.param_groups)
@@ -237,25 +236,3 @@ class CounterClock(StepClock):
     def cancel(self) -> None:
         super().cancel()
         self._values = {}
-
-
-def refuse_unprepared(where: str, device: torch.device | None) -> None:
-    """Refuse to prepare a step, which waits, while a CUDA graph is captured.
-
-    Args:
-        where: Name of the optimizer, for the message.
-        device: The device that counts, or None.
-
-    Raises:
-        RuntimeError: If it is.
-    """
-    if device is not None and is_capturing(device):
-        raise RuntimeError(
-            message(
-                f"capture of a step of {where}",
-                "a step before it, over the same parameters with gradients",
-                "none, or one of another kind",
-                "Take a few steps outside the capture, inside "
-                "torch.cuda.stream(torch.cuda.Stream()), as for any CUDA graph.",
-            )
-        )

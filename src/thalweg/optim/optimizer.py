@@ -171,7 +171,7 @@ class DropIn(Described):
             FloatingPointError: If ``nonfinite="error"`` and a gradient has an inf or
                 NaN; nothing is changed then. Where a GPU decides, it is one of an
                 earlier step, and this one is not begun.
-            IndexError: If a GPU has told of a wrong index in an earlier step, which
+            RowIndexError: If a GPU has told of a wrong index in an earlier step, which
                 has changed nothing; this one is not begun.
             RuntimeError: Inside `ema_scope`.
         """
@@ -194,7 +194,7 @@ class DropIn(Described):
         Raises:
             FloatingPointError: If ``nonfinite="error"``, the device decides, and it has
                 found an inf or NaN in a step since the last error.
-            IndexError: If it has found a wrong index in a sparse gradient.
+            RowIndexError: If it has found a wrong index in a sparse gradient.
         """
         if isinstance(self._status.is_applied, torch.Tensor):
             self._refuse_late()

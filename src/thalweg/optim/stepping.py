@@ -16,7 +16,6 @@ from thalweg.optim.device_counts import (
     DeviceCounters,
     asks_device,
     counting_device,
-    refuse_unprepared,
     settings_of,
 )
 from thalweg.optim.drafts import Draft
@@ -31,6 +30,7 @@ from thalweg.optim.roster import (
 )
 from thalweg.optim.rounding import labels_of_groups
 from thalweg.step import Plan, RowUpdate, launch_row_updates
+from thalweg.step.captures import refuse_unprepared
 from thalweg.step.device_clock import refuse_capture
 
 __all__ = ["Stepper"]
@@ -90,7 +90,7 @@ class Stepper:
     ) -> Roster:
         """List the parameters, and find out who counts their steps."""
         self._device = counting_device(optimizer, parameters)
-        refuse_unprepared(type(optimizer).__name__, self._device)
+        refuse_unprepared(f"a step of {type(optimizer).__name__}", self._device)
         names = tuple(optimizer.counters)
         self._roster = Roster(optimizer.param_groups, parameters, names)
         if self._device is not None:
@@ -121,7 +121,7 @@ class Stepper:
         key = (step.kinds, step.transforms is NO_TRANSFORMS, choices)
         replay = self._replays.get(key)
         if replay is None or not _is_current(roster, replay, step):
-            refuse_unprepared(type(optimizer).__name__, self._device)
+            refuse_unprepared(f"a step of {type(optimizer).__name__}", self._device)
             drafts = _drafts(optimizer, roster, step, choices)
             if not drafts or _is_probe(optimizer, drafts, step):
                 return True

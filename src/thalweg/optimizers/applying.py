@@ -10,16 +10,17 @@ import torch
 from typing_extensions import override
 
 from thalweg.compiler import Rule
+from thalweg.compiler.triton_tables import is_capturing
 from thalweg.distribute import local_tensor
 from thalweg.gradients.loss_scale import NOT_SCALED
 from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.known_numbers import KnownNumbers
 from thalweg.optimizers.one_by_one import Known
 from thalweg.optimizers.pairs import Pairs, check_pairs
-from thalweg.optimizers.plans import Absent, EarlierSteps
+from thalweg.optimizers.recognizing import Recognizing
 from thalweg.optimizers.slots import Entry
 from thalweg.optimizers.sparse_replay import SparseReplay
-from thalweg.optimizers.whole_rows import HeldRows, Located, WholeRows
+from thalweg.optimizers.whole_rows import HeldRows, Located
 from thalweg.rules.moving_average import moving_average
 from thalweg.state import (
     IndexedSlices,
@@ -36,6 +37,7 @@ from thalweg.step import (
     Transforms,
     launch_row_updates,
 )
+from thalweg.step.captures import refuse_unprepared
 from thalweg.step.tensors import check_overlap
 
 __all__ = ["Applying"]
@@ -43,7 +45,7 @@ __all__ = ["Applying"]
 NO_TRANSFORMS = Transforms()
 
 
-class Applying(WholeRows):
+class Applying(Recognizing):
     """The part of `Optimizer` that writes.
 
     A class with a rule, under a strategy with the default ``update``, makes a plan in
@@ -51,83 +53,7 @@ class Applying(WholeRows):
     is updated variable by variable.
     """
 
-    _plan_rule: Rule | None
-    _replay: SparseReplay | None = None
     _numbers_known: KnownNumbers | None = None
-    _earlier: EarlierSteps | None = None
-    _absent: Absent | None = None
-
-    def _recognized(self, pairs: list[Any]) -> Known | None:
-        """Gradients and variables of these pairs, if a step of their kind is known."""
-        replay = known = self._replay
-        if replay is None:
-            known = self._recognition if self._plan is None else self._plan.recognition
-        is_as_long = known is not None and len(pairs) == len(known.variables)
-        if not is_as_long and self._earlier is None:
-            return None
-        if is_as_long and replay is not None:
-            replay.take_slices(pairs)
-        try:
-            gradients, variables = zip(*pairs, strict=True)
-        except (TypeError, ValueError):
-            return None
-        if is_as_long and known is not None and known.recognizes(variables, gradients):
-            return gradients, variables
-        return self._recalled(pairs, gradients, variables)
-
-    def _recognized_present(self, pairs: list[Any]) -> tuple[list[Any], Known | None]:
-        """The pairs, and what `_recognized` knows of them.
-
-        Where the same variables as in a step before have no gradient, which has been
-        told, pairs without them.
-        """
-        known = self._recognized(pairs)
-        if known is None and self._absent is not None:
-            present = self._absent.left_out_of(pairs)
-            known = None if present is None else self._recognized(present)
-            if known is not None and present is not None:
-                return present, known
-        return pairs, known
-
-    def _note_absent(self, pairs: Sequence[Any]) -> None:
-        """Remember which variables of checked pairs have no gradient."""
-        absent = Absent.of(pairs)
-        shows_all = self._extended().num_replicas > 1  # replicas are shown them
-        self._absent = absent if absent.variables and not shows_all else None
-
-    def _recalled(
-        self, pairs: list[Any], gradients: tuple[Any, ...], variables: tuple[Any, ...]
-    ) -> Known | None:
-        """The same, if an earlier step was like this; it is the last one's then."""
-        earlier = self._earlier
-        if earlier is None:
-            return None
-        replay = earlier.recall_replay(pairs, variables)
-        found = None if replay else earlier.recognize(variables, gradients)
-        if replay is None and found is None:
-            return None
-        self._set_aside(earlier)
-        if replay is None:
-            self._plan_rule, self._plan = found or (None, None)
-            return gradients, variables
-        self._replay = replay
-        if replay.plan is not None:
-            self._plan_rule, self._plan = replay.rule, replay.plan
-            replay.plan.write_beside(replay.written)
-        return tuple([gradient for gradient, _ in pairs]), variables
-
-    def _earlier_steps(self) -> EarlierSteps:
-        if self._earlier is None:
-            self.__dict__["_earlier"] = EarlierSteps()
-        return self.__dict__["_earlier"]
-
-    def _set_aside(self, earlier: EarlierSteps) -> None:
-        """Remember what is known of the last step, for another one like it."""
-        if self._replay is not None:
-            earlier.keep_replay(self._replay)
-        elif self._plan is not None and self._plan_rule is not None:
-            earlier.keep(self._plan_rule, self._plan)
-        self._replay = None
 
     def _distributed_apply(
         self, pairs: Pairs, transforms: Transforms, batch: Known | None
@@ -251,6 +177,22 @@ class Applying(WholeRows):
                 return applied
         self._look_closely(pairs, is_known=batch is not None)
         return self._apply_anew(rule, pairs, self._locate(extended, pairs), transforms)
+
+    @override
+    def _create_all_weights(self, var_list: Sequence[torch.Tensor]) -> None:
+        for device in {variable.device for variable in var_list}:
+            if is_capturing(device):
+                self._refuse_new_slots(device, var_list)
+        super()._create_all_weights(var_list)
+
+    def _refuse_new_slots(
+        self, device: torch.device, var_list: Sequence[torch.Tensor]
+    ) -> None:
+        """Refuse to make slots in a capture, whose replays would clear them."""
+        slots, known = tuple(self.active_slots()), self._entries
+        entries = (known.get(id(handle_of(variable))) for variable in var_list)
+        if any(entry is None or entry.built_for != slots for entry in entries):
+            refuse_unprepared(f"a step of {self._name}", device)
 
     def _look_closely(self, pairs: Pairs, *, is_known: bool) -> None:
         """Check a step that cannot be repeated; what is known of the last one rests."""

@@ -16,6 +16,7 @@ from thalweg.optimizers.one_by_one import Known, OneByOne
 from thalweg.optimizers.pairs import Pairs
 from thalweg.state import IndexedSlices
 from thalweg.step import EMA_MOMENTUM, STEP, NonFinite, Plan
+from thalweg.step.captures import refuse_unprepared
 from thalweg.step.compose import ScalarView
 from thalweg.step.device_checks import LateErrors, listening
 from thalweg.step.device_clock import DeviceClock, NumbersOf
@@ -73,7 +74,7 @@ class StepCount(OneByOne):
         Raises:
             FloatingPointError: If ``nonfinite="error"``, a device looks for an inf or
                 NaN, and has found one in a step since the last error.
-            IndexError: If it has found a wrong index.
+            RowIndexError: If it has found a wrong index.
         """
         if isinstance(self._is_applied, torch.Tensor):
             self._refuse_late()
@@ -277,6 +278,7 @@ class StepCount(OneByOne):
         sources, clock = self._clock_sources(), clocks.current
         is_same = clock is not None and clock.iterations.device == device
         if not is_same or sources != clocks.sources:
+            refuse_unprepared(f"a step of {self._name}", device)
             self._retire(clocks)
             new = self._new_clock(device, clock if is_same else None)
             if clock is not None:

@@ -17,28 +17,31 @@ from typing import Any
 import torch
 from torch.compiler import is_dynamo_compiling
 
-from thalweg.errors import describe, message
+from thalweg.compiler.triton_tables import is_capturing
+from thalweg.errors import RowIndexError, describe, message
 from thalweg.step.batch import is_inside_step
 
 __all__ = ["check_deferred", "checked_rows", "indices_of", "refuse_outside"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Deferred:
     """An error that a device may have found.
 
     Attributes:
         op: The raw op.
         num_rows: Rows of its variable.
-        found: Offset and index of the first one out of range, −1 without one; on the
-            host if `event` says when it is there, else on the device.
+        found: Offset and index of the first one out of range, −1 without one, and a
+            mark; on the host if `event` says when it is there, else on the device.
         event: Recorded behind the copy to the host; None if there was no copy.
+        is_captured: Whether replays of a CUDA graph write what they find.
     """
 
     op: str
     num_rows: int
     found: torch.Tensor
-    event: torch.cuda.Event | None
+    event: torch.cuda.Event | None = None
+    is_captured: bool = False
 
     def is_known(self) -> bool:
         """Whether the result can be read without waiting."""
@@ -48,13 +51,18 @@ class _Deferred:
         """Wait for the result; raise it if it is an error."""
         if self.event is not None:
             self.event.synchronize()
-        offset, index = self.found.tolist()
-        if offset >= 0:
-            raise ValueError(_outside_message(self.op, index, offset, self.num_rows))
+        offset, index, mark = self.found.tolist()
+        if mark == _MARK and offset >= 0:
+            self.found.fill_(-1)  # which is told once
+            raise RowIndexError(_outside_message(self.op, index, offset, self.num_rows))
 
 
 _WIDE = torch.int32, torch.int64
+_MARK = 0x7468616C776567
+"""What a graph that was never replayed has not written."""
 _deferred: deque[_Deferred] = deque()
+_untold: deque[_Deferred] = deque()
+"""Those without an event, which are read only by whoever waits."""
 
 
 def indices_of(op: str, indices: Any, variable: torch.Tensor) -> torch.Tensor:
@@ -89,7 +97,7 @@ def refuse_outside(op: str, indices: torch.Tensor, num_rows: int) -> None:
     """Refuse indices out of range; the host waits for them.
 
     Raises:
-        ValueError: If one is negative or not below the number of rows; compiled by
+        RowIndexError: If one is negative or not below the number of rows; compiled by
             torch.compile, a RuntimeError.
     """
     if indices.numel() == 0:
@@ -104,7 +112,7 @@ def refuse_outside(op: str, indices: torch.Tensor, num_rows: int) -> None:
         return
     flat = indices.reshape(-1)
     offset = int(((flat < 0) | (flat >= num_rows)).nonzero()[0])
-    raise ValueError(_outside_message(op, int(flat[offset]), offset, num_rows))
+    raise RowIndexError(_outside_message(op, int(flat[offset]), offset, num_rows))
 
 
 @contextmanager
@@ -128,7 +136,7 @@ def checked_rows(
         scope is left.
 
     Raises:
-        ValueError: If an index is out of range and checked at once, or such an error
+        RowIndexError: If an index is out of range and checked at once, or such an error
             of an earlier call has become known.
     """
     num_rows = tensors[0].shape[0]
@@ -150,18 +158,25 @@ def check_deferred(*, wait: bool = True) -> None:
     A call of a raw op with ``check_indices=False`` on an accelerator returns before
     its indices are known. If one is out of range, the call changes nothing; later
     calls of raw ops on rows raise the error once it is known, this function at once.
+    Of a call that was captured in a CUDA graph only this function raises it.
 
     Args:
         wait: Whether to wait for the device; else only what is known is raised.
 
     Raises:
-        ValueError: If an index was out of range; each one is raised once.
+        RowIndexError: If an index was out of range; each one is raised once, of the
+            replays of a graph the last.
 
     Example:
         >>> tw.raw_ops.check_deferred()
     """
     while _deferred and (wait or _deferred[0].is_known()):
         _deferred.popleft().read()
+    for _ in range(len(_untold) if wait else 0):
+        deferred = _untold.popleft()
+        if deferred.is_captured:
+            _untold.append(deferred)
+        deferred.read()
 
 
 @contextmanager
@@ -178,19 +193,23 @@ def _undone_if_outside(
     for handle, rows in zip(handles, before, strict=True):
         now = handle.index_select(0, safe)
         handle.index_copy_(0, safe, torch.where(is_wrong, rows, now))
-    first = outside.to(torch.int8).argmax()
-    found = torch.stack([torch.where(is_wrong, first, -1), indices[first].long()])
-    _deferred.append(_Deferred(op, num_rows, *_on_its_way(found)))
+    first = outside.to(torch.int8).argmax().reshape(1)
+    index = indices.index_select(0, first).long()  # indices[first] would be read here
+    mark = torch.full_like(index, _MARK)
+    found = torch.cat([torch.where(is_wrong, first, -1), index, mark])
+    is_captured = is_capturing(found.device)
+    if is_captured or not found.is_cuda:
+        _untold.append(_Deferred(op, num_rows, found, is_captured=is_captured))
+    else:
+        _deferred.append(_Deferred(op, num_rows, *_on_its_way(found)))
 
 
-def _on_its_way(found: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+def _on_its_way(found: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
     """Start a copy to the host; the device goes on meanwhile."""
-    if not found.is_cuda or torch.cuda.is_current_stream_capturing():
-        return found, None
-    copy = torch.empty_like(found, device="cpu", pin_memory=True)
+    copy = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True)
     copy.copy_(found, non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(found.device))
     return copy, event
 
 

@@ -26,7 +26,7 @@ class Bandwidth:
 
     Attributes:
         bytes_per_second: Bytes read and written.
-        threads: Threads that shared the work.
+        threads: Threads that shared the work; 0 on a GPU.
         date: Day of the measurement, as YYYY-MM-DD.
     """
 

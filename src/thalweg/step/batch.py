@@ -21,8 +21,12 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from thalweg.compiler import KernelKey, Rule, compile_rules, reads_shape
+from thalweg.compiler.triton_tables import is_capturing
 from thalweg.state.variable import VariableView
 from thalweg.step.bulk import Addresses, Apart, Places, Writes
+from thalweg.step.captures import keep_captured
+from thalweg.step.device_group import DeviceGroup
+from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.group import Group, Member
 from thalweg.step.overlaps import extent
 from thalweg.step.recognition import recognizer
@@ -198,11 +202,13 @@ class _Replay:
         self._writes = Writes(handles)
         gradients = _gradients(calls)
         self._is_like = recognizer(gradients)
+        self._kinds = list(map(_kind_of, gradients))
         self._addresses = Addresses(len(gradients))
         self._apart = Apart(
             self._addresses, list(map(size_of, gradients)), map(extent, handles)
         )
         self._groups = _groups(calls)
+        self._device: torch.device = handles[0].device
 
     def run(self, deeds: Sequence[Deed], tensors: Sequence[Any]) -> bool:
         """Launch these calls; False, with nothing written, if they are others."""
@@ -214,15 +220,24 @@ class _Replay:
         if not (all(map(is_, written, self._given)) and self._places.are_kept()):
             return False
         gradients = list(compress(tensors, self._is_gradient))
-        if not (self._is_like(*gradients) and self._lie_apart(gradients)):
+        if not (self._are_like(gradients) and self._lie_apart(gradients)):
             return False
         if not is_repeated:
             self._write_numbers(deeds)
         num_threads = torch.get_num_threads()
+        keep_captured(self, self._device)
         for group in self._groups:
             group.run(num_threads)
         self._writes.count()
         return True
+
+    def _are_like(self, gradients: Sequence[Any]) -> bool:
+        if self._is_like(*gradients):
+            return True
+        # What recognizes tensors asks for a closer look where modes of torch are on.
+        return self._device.type != "cpu" and (
+            list(map(_kind_of, gradients)) == self._kinds
+        )
 
     def _write_numbers(self, deeds: Sequence[Deed]) -> None:
         numbers = list(map(_numbers_of, deeds))
@@ -277,12 +292,15 @@ def _groups(calls: Sequence[Call]) -> list[Group]:
         own = positions.setdefault(key, [])
         members.append(Member(action.rule, tensors[:-1], (), len(own), flags))
         own.append(number)
-    kernels = compile_rules(positions)
-    groups: list[Group] = []
-    for kernel, chosen in zip(kernels, positions.values(), strict=True):
-        own = [members[i] for i in chosen]
-        groups.append(Group(kernel, own, chosen, owns_rows=True))
-    return groups
+    of = [[members[i] for i in chosen] for chosen in positions.values()]
+    kinds = zip(positions, of, positions.values(), strict=True)
+    if members[0].var.is_cpu:
+        kernels = compile_rules(positions)
+        return [
+            Group(kernel, own, chosen, owns_rows=True)
+            for kernel, (_, own, chosen) in zip(kernels, kinds, strict=True)
+        ]
+    return [DeviceGroup(*kind, owns_rows=True) for kind in kinds]
 
 
 def _columns_of(
@@ -328,6 +346,13 @@ def _addresses(tensors: Sequence[Any]) -> list[int]:
     return list(map(address_of, tensors))
 
 
+def _kind_of(tensor: Any) -> tuple[object, ...]:
+    if type(tensor) not in PLAIN_TYPES or tensor.layout is not torch.strided:
+        return ()
+    layout = tensor.shape, tensor.stride(), tensor.is_neg()
+    return tensor.__class__, tensor.dtype, tensor.device, *layout
+
+
 def _spans(tensors: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Where the memory of each begins and ends, sorted."""
     starts = np.array(_addresses(tensors), dtype=np.int64)
@@ -337,7 +362,18 @@ def _spans(tensors: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _are_readable(tensors: Sequence[Any]) -> bool:
+    """Whether kernels can run straight on all of them, and tables can be made now."""
     try:
-        return are_readable(tensors)
+        return are_readable(tensors) or _are_on_one_device(tensors)
     except RuntimeError:
         return False
+
+
+def _are_on_one_device(tensors: Sequence[Any]) -> bool:
+    (device, *others) = {tensor.device for tensor in tensors}
+    return (
+        not others
+        and has_device_kernels(device)
+        and not is_capturing(device)
+        and all(t.is_contiguous() and not t.is_neg() for t in tensors)
+    )

@@ -128,7 +128,8 @@ class LateCheck:
 class LateErrors:
     """What devices find wrong in the steps of one optimizer, which raises it.
 
-    A copy begins with nothing.
+    It lives as long as the optimizer, and so do the tables of its captured steps, which
+    it keeps. A copy begins with nothing.
 
     Example:
         >>> errors = LateErrors()
@@ -141,6 +142,7 @@ class LateErrors:
 
     def __init__(self) -> None:
         self._checks: dict[Hashable, LateCheck] = {}
+        self._kept: dict[int, object] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[LateErrors], tuple[()]]:
@@ -175,6 +177,10 @@ class LateErrors:
         """
         for check in self._known():
             check.refuse()
+
+    def keep(self, thing: object) -> None:
+        """Keep something alive, as `keep_captured` asks for."""
+        self._kept[id(thing)] = thing
 
     def _known(self) -> list[LateCheck]:
         """The checks: another thread may add one meanwhile."""

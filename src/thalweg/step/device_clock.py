@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from thalweg.compiler.triton_tables import is_capturing
 from thalweg.errors import message
+from thalweg.step.captures import WARM_UP
 from thalweg.step.compose import STEP
 from thalweg.step.device_step import StepClock, clock_in_force
 
@@ -125,11 +126,7 @@ class DeviceClock(StepClock):
         self._num_settings = num_settings
         self._varying = dict(varying)
         self._horizon = horizon
-        shape = (horizon, num_settings)
-        self._tables = {
-            name: torch.empty(shape, dtype=torch.float64, device=device)
-            for name in varying
-        }
+        self._tables: dict[str, Tensor] = {}
         self._first = torch.zeros_like(self.iterations)
         self._at_most = first
         self._start = self._end = 0
@@ -221,8 +218,7 @@ class DeviceClock(StepClock):
                 f"a step before it, after iterations became {iterations}, on a "
                 "stream of its own",
                 seen if iterations != self._at_most else "none",
-                "Take a few steps outside the capture, inside "
-                "torch.cuda.stream(torch.cuda.Stream()), as for any CUDA graph.",
+                WARM_UP,
             )
         )
 
@@ -233,10 +229,18 @@ class DeviceClock(StepClock):
         for name, numbers_of in self._varying.items():
             steps = range(first, first + length)
             rows = np.array([numbers_of(step) for step in steps], dtype=np.float64)
-            self._tables[name][:length].copy_(torch.as_tensor(rows))
-            self._tables[name][length:] = self._tables[name][length - 1].clone()
+            self._table_of(name, length).copy_(torch.as_tensor(rows))
         self._first.fill_(first)
         self._start, self._end = first, first + length
+
+    def _table_of(self, name: str, length: int) -> Tensor:
+        """The table of a hyperparameter; it has its place before a capture is near."""
+        table = self._tables.get(name)
+        if table is None or len(table) != length:
+            shape = (length, self._num_settings)
+            table = torch.empty(shape, dtype=torch.float64, device=self.device)
+            self._tables[name] = table
+        return table
 
     def follow(self, iterations: int) -> None:
         """Take over the host's count; not within a capture.
@@ -258,7 +262,8 @@ class DeviceClock(StepClock):
         Returns:
             For `STEP` and each varying hyperparameter shape (settings,), float64.
         """
-        place = (self.iterations - self._first).clamp(0, self._horizon - 1).reshape(1)
+        last = max(self._end - self._start, 1) - 1
+        place = (self.iterations - self._first).clamp(0, last).reshape(1)
         step = (self.iterations + 1).double().expand(self._num_settings)
         found = {n: t.index_select(0, place)[0] for n, t in self._tables.items()}
         states = {n: s.expand(self._num_settings) for n, s in self.states.items()}

@@ -24,6 +24,9 @@ class DeviceGroup(Group):
     A step reads nothing back: numbers that are known on the device only (clip factors,
     whether the step is taken, a step count) go from there into the scalar table.
 
+    Attributes:
+        device: Where the variables are.
+
     Args:
         key: The kernel.
         members: Its variables, on one device.
@@ -43,7 +46,7 @@ class DeviceGroup(Group):
         *,
         owns_rows: bool = False,
     ) -> None:
-        device = members[0].var.device
+        self.device = device = members[0].var.device
         # All that a group needs of a kernel is its columns and `bind`.
         kernel: Any = DeviceKernel(key, device)
         super().__init__(kernel, members, positions, owns_rows=owns_rows)

@@ -23,6 +23,7 @@ from thalweg.compiler.program import Columns
 from thalweg.compiler.triton_kernel import compile_triton, has_triton
 from thalweg.compiler.triton_tables import Upload, is_capturing
 from thalweg.errors import message
+from thalweg.step.captures import refuse_unprepared
 
 __all__ = [
     "DeviceKernel",
@@ -45,6 +46,9 @@ def has_device_kernels(device: torch.device) -> bool:
         True on a CUDA device if Triton is installed, and a first small kernel gave
         what the interpreter gives; else rules are interpreted there.
 
+    Raises:
+        RuntimeError: If nobody has asked before and a CUDA graph is captured there.
+
     Warns:
         RuntimeWarning: Once for each device on which that kernel fails.
 
@@ -64,7 +68,12 @@ def gives_right_bits(device: torch.device) -> bool:
 
     Returns:
         False, with a warning, if it gives something else or raises.
+
+    Raises:
+        RuntimeError: If a CUDA graph is captured there: the kernel must run and be
+            waited for. The next call looks anew.
     """
+    refuse_unprepared(f"a step on {device}", device)
     try:
         problem = _problem_of_probe(device)
     except Exception as error:  # a driver, a compiler, a version: anything can fail

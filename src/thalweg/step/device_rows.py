@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,9 +26,11 @@ from thalweg.compiler import (
 )
 from thalweg.compiler.triton_kernel import compile_triton
 from thalweg.compiler.triton_rows import DeviceRowTables
+from thalweg.compiler.triton_tables import is_capturing
 from thalweg.distribute import is_distributed
-from thalweg.errors import message
+from thalweg.errors import RowIndexError, message
 from thalweg.state import IndexedSlices
+from thalweg.step.captures import keep_captured, refuse_unprepared
 from thalweg.step.device_checks import LateErrors, errors_in_force
 from thalweg.step.device_kernel import DeviceLaunch, Mirror, has_device_kernels
 from thalweg.step.device_step import StepClock, clock_in_force
@@ -66,6 +69,8 @@ class DeviceRows:
         self._launch = DeviceLaunch(self._start, *self._mirrors)
         self._rule = key.rule.name
         self._written: list[torch.Tensor] = []
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
 
     def load(
         self,
@@ -83,6 +88,7 @@ class DeviceRows:
         Returns:
             Shape (), bool, on the device: whether all indices name rows.
         """
+        self._wait_for_last()
         self._rows.clear()
         for number, (member, given) in enumerate(zip(members, slices, strict=True)):
             self._append(number, member, given)
@@ -117,6 +123,15 @@ class DeviceRows:
         """Let errors tell, in time, whether an index that was loaded is wrong."""
         kind = "rows", self._rule, self._rows.valid.device
         errors.note(kind, self._rows.valid, partial(_wrong_index, self._rule))
+
+    def _wait_for_last(self) -> None:
+        """Let the current stream wait for another one that has used the tables."""
+        if self._device.type != "cuda" or is_capturing(self._device):
+            return
+        stream = torch.cuda.current_stream(self._device)
+        if self._stream is not None and stream != self._stream:
+            stream.wait_stream(self._stream)
+        self._stream = stream
 
     def _append(self, number: int, member: Member, given: IndexedSlices) -> None:
         var = member.var
@@ -164,9 +179,9 @@ class DeviceRows:
         launch(num_threads, between)
 
 
-def _wrong_index(rule: str, places: list[int]) -> IndexError:
+def _wrong_index(rule: str, places: list[int]) -> RowIndexError:
     del places
-    return IndexError(
+    return RowIndexError(
         message(
             f"rows updated by {rule}",
             "indices from 0 to the number of rows - 1",
@@ -176,18 +191,31 @@ def _wrong_index(rule: str, places: list[int]) -> IndexError:
     )
 
 
+Identity = tuple[KernelKey, int, torch.device]
+
+
 class _Launches(threading.local):
-    """Tables are filled anew in each step; each thread has its own."""
+    """Tables are filled anew in each step; each thread has its own.
+
+    So has each optimizer, whose steps follow each other on the device: those of two may
+    be on two streams, or in a graph that is replayed at any time.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[KernelKey, int, torch.device], DeviceRows] = {}
+        self._known: WeakKeyDictionary[LateErrors, dict[Identity, DeviceRows]] = (
+            WeakKeyDictionary()
+        )
 
-    def of(self, key: KernelKey, count: int, device: torch.device) -> DeviceRows:
-        """The tables for so many variables."""
-        identity = (key, count, device)
-        if identity not in self._known:
-            self._known[identity] = DeviceRows(*identity)
-        return self._known[identity]
+    def of(
+        self, owner: LateErrors, key: KernelKey, count: int, device: torch.device
+    ) -> DeviceRows:
+        """The tables for so many variables; `owner` stands for the optimizer."""
+        known, identity = self._known.setdefault(owner, {}), (key, count, device)
+        if identity not in known:
+            refuse_unprepared(f"rows updated by {key.rule.name}", device)
+            known[identity] = DeviceRows(*identity)
+        keep_captured(known[identity], device)
+        return known[identity]
 
 
 _launches = _Launches()
@@ -264,7 +292,7 @@ def launch_device_rows(
     loaded: list[tuple[DeviceRows, torch.device]] = []
     errors = errors_in_force()
     for (key, device), group in groups.items():
-        rows = _launches.of(key, len(group), device)
+        rows = _launches.of(errors, key, len(group), device)
         members, slices = [u.member for u in group], [u.slices for u in group]
         clock.require(rows.load(members, slices, values))
         rows.note(errors)

@@ -135,7 +135,7 @@ def explain(title: str, parts: Iterable[Part]) -> str:
     kernels = (_kernel_row(labels[group], held) for group, held in groups.items())
     lines = [
         f"{title}: {', '.join([counts, *totals])}",
-        *dict.fromkeys(_source(use.bandwidth) for use in uses),
+        *dict.fromkeys(map(_source, uses)),
         "",
         *_table([_HEAD, *(_row(labels[use.group], use) for use in uses)]),
         "",
@@ -235,12 +235,18 @@ def _time(uses: _Group) -> str:
     return f"{microseconds:.2f} µs"
 
 
-def _source(bandwidth: Bandwidth | None) -> str:
+def _source(use: _Use) -> str:
+    """Where expected times come from, or how to get them."""
+    bandwidth, device = use.bandwidth, use.part.member.var.device
     if bandwidth is None:
-        return "The bandwidth of a device is not known; say `thalweg bench`."
-    rate = bandwidth.bytes_per_second / 1e9
-    threads = f"{bandwidth.threads} thread{'s' if bandwidth.threads > 1 else ''}"
-    return f"Expected at {rate:.1f} GB/s, measured on {bandwidth.date}, {threads}."
+        unknown = f"The bandwidth of {device} is not known"
+        commands = {"cpu": "", "cuda": f" --device {device}"}
+        if device.type not in commands:
+            return f"{unknown}."
+        return f"{unknown}; say `thalweg bench{commands[device.type]}`."
+    rate, count = bandwidth.bytes_per_second / 1e9, bandwidth.threads
+    threads = f", {count} thread{'s' if count > 1 else ''}" if count else ""
+    return f"Expected at {rate:.1f} GB/s, measured on {bandwidth.date}{threads}."
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

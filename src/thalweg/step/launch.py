@@ -10,6 +10,7 @@ import torch
 from thalweg.compiler import Rule, interpret
 from thalweg.state import IndexedSlices
 from thalweg.step.batch import flush
+from thalweg.step.device_single import launch_on_device
 from thalweg.step.group import Member
 from thalweg.step.row_updates import RowMode, RowUpdate
 from thalweg.step.rows import launch_row_updates
@@ -36,8 +37,9 @@ def launch_dense(
     """
     flush()
     numbers = {name: scalars[name] for name in rule.scalars}
-    if not layouts and launcher_of(rule, flags).launch(
-        tensors, tuple(numbers.values())
+    given = tensors, tuple(numbers.values())
+    if not layouts and (
+        launcher_of(rule, flags).launch(*given) or launch_on_device(rule, flags, *given)
     ):
         return
     with torch.no_grad():

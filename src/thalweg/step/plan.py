@@ -11,6 +11,7 @@ import torch
 
 from thalweg.compiler import Kernel, KernelKey, compile_rules
 from thalweg.step.bulk import Addresses, Apart, Places, Writes
+from thalweg.step.captures import keep_captured
 from thalweg.step.compose import STEP
 from thalweg.step.device_clock import StepClock
 from thalweg.step.device_fold import DeviceFold
@@ -20,8 +21,9 @@ from thalweg.step.group import Group, Member
 from thalweg.step.interpreted import check_whole, run_interpreted
 from thalweg.step.norms import HostClip, SquaredNorms
 from thalweg.step.overlaps import extent
+from thalweg.step.plan_checks import check_step
 from thalweg.step.recognition import Recognition
-from thalweg.step.tensors import check_overlap, check_readable, check_writable
+from thalweg.step.tensors import check_readable
 
 __all__ = ["Plan"]
 
@@ -36,7 +38,8 @@ _device_of: Callable[[object], Any] = _Tensor.device.__get__
 _is_cpu: Callable[[object], bool] = _Tensor.is_cpu.__get__
 _PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter}
 _STRIDED = {torch.strided}
-_HAS_DEVICES = torch.accelerator.is_available()
+# Whether torch is built for them: who asks the driver spoils it for forked processes.
+_FOR_DEVICES = torch.accelerator.current_accelerator() is not None
 
 
 class Plan:
@@ -60,7 +63,9 @@ class Plan:
 
     Raises:
         TraceError: If a rule cannot be compiled.
-        ValueError: If a tensor cannot be written through a pointer.
+        ValueError: If a tensor cannot be written through a pointer, or a gradient has
+            another shape than its variable.
+        RuntimeError: If a CUDA graph is captured on a device of a variable.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class Plan:
         *,
         owns_rows: bool = False,
     ) -> None:
-        _check_tensors(where, members, gradients)
+        check_step(where, members, gradients)
         self.variables = [m.var for m in members]
         self.clock: StepClock | None = None
         self._own_clock: StepClock | None = None
@@ -161,7 +166,7 @@ class Plan:
             and list(map(_shape_of, gradients)) == self._shapes
             and list(map(_dtype_of, gradients)) == self._dtypes
             and not any(map(torch.Tensor.is_neg, gradients))
-            and (not _HAS_DEVICES or list(map(_device_of, gradients)) == self._devices)
+            and (not _FOR_DEVICES or list(map(_device_of, gradients)) == self._devices)
             and list(map(torch.Tensor.stride, variables)) == self._strides
             and self.is_in_place()
         )
@@ -338,6 +343,8 @@ class Plan:
             run_interpreted(member, gradients[position], values)
         if clock is not None:
             clock.finish()
+        for group in self._on_devices:
+            keep_captured(self, group.device)
         self.unload()
 
     def unload(self) -> None:
@@ -351,16 +358,6 @@ class Plan:
     def kernels(self) -> list[Kernel]:
         """The kernels, one for each group."""
         return [group.kernel for group in self._groups]
-
-
-def _check_tensors(
-    where: str, members: Sequence[Member], gradients: Sequence[torch.Tensor]
-) -> None:
-    for i, (member, gradient) in enumerate(zip(members, gradients, strict=True)):
-        for tensor in member.tensors:
-            check_writable(where, f"variable {i} or a slot of it", tensor)
-        check_readable(where, f"the gradient of variable {i}", gradient)
-    check_overlap(where, [m.var for m in members])
 
 
 def _groups(

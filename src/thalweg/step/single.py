@@ -63,7 +63,8 @@ _is_negated: Callable[[object], bool] = _Tensor.is_neg
 address_of: Callable[[object], int] = _Tensor.data_ptr
 size_of: Callable[[object], int] = _Tensor.nbytes.__get__
 PLAIN_TYPES = {torch.Tensor, torch.nn.Parameter, Variable}
-_HAS_DEVICES = torch.accelerator.is_available()
+# Whether torch is built for them: who asks the driver spoils it for forked processes.
+_FOR_DEVICES = torch.accelerator.current_accelerator() is not None
 
 
 class _SingleLaunch:
@@ -325,7 +326,7 @@ def are_readable(tensors: Sequence[torch.Tensor]) -> bool:
         RuntimeError: If one is sparse.
     """
     return (
-        (not _HAS_DEVICES or all(map(_is_on_cpu, tensors)))
+        (not _FOR_DEVICES or all(map(_is_on_cpu, tensors)))
         and all(map(_is_contiguous, tensors))
         and not any(map(_is_negated, tensors))
     )

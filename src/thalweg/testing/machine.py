@@ -1,4 +1,4 @@
-"""What `thalweg doctor` looks at: compiler, OpenMP, GPU, cache, one kernel's bits."""
+"""What `thalweg doctor` looks at: compiler, OpenMP, GPU, cache, bits of kernels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +20,10 @@ from thalweg import rules, settings
 from thalweg.compiler import KernelKey, Rule, build, compile_rule, interpret
 from thalweg.compiler.build import NATIVE, find_compiler, wrong_choice
 from thalweg.compiler.cache import DiskCache, FolderRefusedError
+from thalweg.compiler.triton_kernel import has_triton
 from thalweg.step import launch_dense
 from thalweg.step.bandwidth import read_bandwidth
+from thalweg.step.device_kernel import has_device_kernels
 
 __all__ = ["Finding", "examine", "openmp_runtimes"]
 
@@ -69,6 +72,7 @@ def examine() -> Iterator[Finding]:
     if not wrong:  # which the kernels would be refused for
         yield Finding("bandwidth", _bandwidth())
         yield _kernel()
+        yield from map(_device_kernel, range(torch.cuda.device_count()))
 
 
 def _wrong_setting() -> str:
@@ -218,3 +222,19 @@ def _kernel() -> Finding:
         f"{differing} of {3 * _ELEMENTS} numbers differ" if differing else "same bits"
     )
     return Finding(name, f"Adam, {_ELEMENTS:,} elements: {text}", bool(differing))
+
+
+def _device_kernel(number: int) -> Finding:
+    """Run a small kernel on a GPU, as the first step there does."""
+    device = torch.device("cuda", number)
+    name = f"kernel on {device}"
+    if not has_triton():
+        text = 'no Triton: the interpreter runs, which is slower; install "triton>=3.6"'
+        return Finding(name, text, is_wrong=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        is_right = has_device_kernels(device)
+    if is_right:
+        return Finding(name, "same bits as the interpreter's")
+    reason = str(told[-1].message) if told else "a small kernel fails, as was warned of"
+    return Finding(name, reason.removesuffix(" See `thalweg doctor`."), is_wrong=True)

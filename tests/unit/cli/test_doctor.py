@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from thalweg.cli import app as entry
 from thalweg.compiler.build import find_compiler
-from thalweg.testing import machine
+from thalweg.step.bandwidth import Bandwidth, read_bandwidth
+from thalweg.testing import device_speed, machine
 
 runner = CliRunner()
 
@@ -66,3 +68,34 @@ def test_bench_keeps_what_it_measured(folder: Path) -> None:
     assert kept["cpu"]["threads"] == 1
     doctor = runner.invoke(entry.app, ["doctor"], catch_exceptions=False)
     assert "GB/s with 1 threads" in doctor.stdout
+
+
+def test_bench_keeps_what_it_measured_of_a_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[int, torch.device]] = []
+
+    def measure(elements: int, device: torch.device) -> Bandwidth:
+        measured.append((elements, device))
+        return Bandwidth(3e12, 0, "2026-01-31")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
+    monkeypatch.setattr(device_speed, "measure_device_bandwidth", measure)
+    for device in ("cuda", "cuda:0"):
+        arguments = ["bench", "--device", device]
+        done = runner.invoke(entry.app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+    assert "GPU cuda:0: 3000.0 GB/s" in done.stdout
+    assert [place.index for _, place in measured] == [1, 0]
+    kept = json.loads((folder / "bandwidth.json").read_text())
+    assert set(kept) == {"GPU cuda:0", "GPU cuda:1"}
+    assert read_bandwidth("GPU cuda:0") == Bandwidth(3e12, 0, "2026-01-31")
+
+
+def test_bench_refuses_a_device_that_is_not_there() -> None:
+    done = runner.invoke(entry.app, ["bench", "--device", "cuda:77"])
+    assert done.exit_code == 2
+    assert "expected one of cpu" in done.output
+    assert "got 'cuda:77'" in done.output

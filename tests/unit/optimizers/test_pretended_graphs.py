@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,9 +21,15 @@ from thalweg import optim
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[PretendedDevice]:
+def shared() -> Iterator[PretendedDevice]:
     with pretended_device() as found:
         yield found
+
+
+@pytest.fixture
+def device(shared: PretendedDevice, monkeypatch: pytest.MonkeyPatch) -> PretendedDevice:
+    monkeypatch.setattr(shared, "is_on_side_stream", False)
+    return shared
 
 
 def adam() -> Any:
@@ -101,3 +109,81 @@ def test_replays_of_a_drop_in_follow_its_rate(
     assert close(found, expected)
     if name != "SGD":
         assert there.state[found[0]]["step"].item() == 6
+
+
+# -- what comes before a capture, and what outlives it ------------------------
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixed"])
+def test_a_capture_over_other_variables_is_refused(
+    kind: str, device: PretendedDevice
+) -> None:
+    device.is_on_side_stream = True
+    here, there = adam(), adam()
+    expected, found = variables("cpu"), variables(DEVICE)
+    for step in range(2):
+        here.apply_gradients(pairs_of(step, expected, kind)[:-1])
+        there.apply_gradients(pairs_of(step, found, kind)[:-1])
+    pairs = pairs_of(2, found, kind)
+    with device.capture(), pytest.raises(RuntimeError, match="a step before it"):
+        there.apply_gradients(pairs)
+    assert there.get_slot_names() == here.get_slot_names()
+    assert len(there.variables()) == len(here.variables())  # none for the last one
+    for step in range(2, 4):
+        here.apply_gradients(pairs_of(step, expected, kind))
+        there.apply_gradients(pairs_of(step, found, kind))
+    assert there.iterations.item() == here.iterations.item() == 4
+    assert close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixed"])
+def test_a_first_step_is_not_captured(kind: str, device: PretendedDevice) -> None:
+    device.is_on_side_stream = True
+    for optimizer in (tw.optimizers.SGD(RATE), adam()):
+        found = variables(DEVICE)
+        pairs = pairs_of(0, found, kind)
+        for _ in range(2):  # with slots, too, there is more to prepare
+            with device.capture(), pytest.raises(RuntimeError, match="before it"):
+                optimizer.apply_gradients(pairs)
+            optimizer.build(found)
+        assert optimizer.iterations.item() == 0
+
+
+def test_captured_plans_outlive_other_steps(device: PretendedDevice) -> None:
+    device.is_on_side_stream = True
+    optimizer, found = tw.optimizers.SGD(0.125, global_clipnorm=1e3), variables(DEVICE)
+    pairs = [(torch.ones_like(found[0]), found[0])]
+    for _ in range(2):
+        optimizer.apply_gradients(pairs)
+    with device.graph():
+        optimizer.apply_gradients(pairs)
+    plan: Any = weakref.ref(optimizer._plan)
+    for _ in range(3):
+        for variable in variables(DEVICE):  # more sets than are remembered
+            optimizer.apply_gradients([(torch.ones_like(variable), variable)])
+    optimizer._plan = None
+    gc.collect()
+    assert plan() is not None
+    del optimizer
+    gc.collect()
+    assert plan() is None
+
+
+def test_captured_replays_of_a_drop_in_outlive_other_steps(
+    device: PretendedDevice,
+) -> None:
+    found = variables(DEVICE)
+    optimizer: Any = optim.AdamW(found, lr=0.25, capturable=True)
+    for gradient, variable in pairs_of(0, found):
+        variable.grad = gradient
+    for _ in range(2):
+        optimizer.step()
+    with device.graph():
+        optimizer.step()
+    replay = optimizer._stepper._last
+    held = [weakref.ref(replay.plan), weakref.ref(replay.clock)]
+    del replay
+    optimizer.add_param_group({"params": variables(DEVICE)})
+    optimizer.step()
+    gc.collect()
+    assert all(one() is not None for one in held)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import thalweg as tw
+from tests.unit.step.pretended_device import DEVICE, pretended_device
 from thalweg import rules
+from thalweg.compiler.triton_kernel import TritonKernel
 from thalweg.raw_ops import door
 from thalweg.step.batch import Batch, inside_step
 
@@ -229,3 +231,47 @@ def test_an_own_op_that_has_run_can_be_copied() -> None:
     var = torch.ones(2)
     copy.deepcopy(descend)(var=var, grad=torch.ones(2), lr=0.5)
     assert var.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_a_call_on_a_gpu_is_a_launch_that_waits_for_nothing(
+    is_batch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A real device is no mode of dispatch, and brings no tracing with it.
+    monkeypatch.setattr(door, "is_traced", lambda: False)
+    here = [[torch.randn(6, 4), torch.ones(6, 4)] for _ in range(3)]
+    before = [[tensor.clone() for tensor in tensors] for tensors in here]
+    gradient = torch.randn(6, 4)
+
+    batches = {id(here): Batch(), 0: Batch()}
+
+    def step(held: Any, grad: torch.Tensor) -> None:
+        batch = batches.get(id(held), batches[0])
+        with inside_step(batch if is_batch else None):
+            for var, accum in held:
+                tw.raw_ops.ResourceApplyAdagrad(var=var, accum=accum, lr=0.1, grad=grad)
+
+    for _ in range(4):
+        step(here, gradient)
+    with pretended_device() as device:
+        own = [[tensor.to(DEVICE) for tensor in tensors] for tensors in before]
+        there = gradient.to(DEVICE)
+        step(own, there)
+        step(own, there)
+        started: list[object] = []
+        start = TritonKernel.start
+
+        def counted(self: TritonKernel, *args: Any, **kwargs: Any) -> None:
+            started.append(self)
+            start(self, *args, **kwargs)
+
+        monkeypatch.setattr(TritonKernel, "start", counted)
+        with device.no_waiting():
+            step(own, there)
+        assert len(started) == (1 if is_batch else 3)
+        with device.graph() as graph:
+            step(own, there)
+        graph.replay()
+        for tensors, wanted in zip(own, here, strict=True):
+            for found, expected in zip(tensors, wanted, strict=True):
+                assert torch.equal(device.look(found), expected)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import thalweg as tw
+from tests.unit.step.pretended_device import DEVICE, pretended_device
+from thalweg.raw_ops import door
 from thalweg.raw_ops import indices as module
 from thalweg.raw_ops.indices import check_deferred, checked_rows, refuse_outside
 from thalweg.step.batch import inside_step
@@ -20,6 +22,7 @@ TABLE = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
 def nothing_deferred() -> Iterator[None]:
     yield
     module._deferred.clear()
+    module._untold.clear()
 
 
 def add_one(table: torch.Tensor, indices: Any, offset: Any = 1.0) -> None:
@@ -83,6 +86,128 @@ def test_what_is_not_known_yet_is_not_waited_for() -> None:
     check_deferred(wait=False)
     with pytest.raises(ValueError, match="Index 5 at offset 0"):
         check_deferred()
+
+
+def found(index: int, offset: int = 0) -> torch.Tensor:
+    """What a device wrote."""
+    return torch.tensor([offset, index, module._MARK])
+
+
+class Event:
+    """Stands for an event of a device, on which all has happened."""
+
+    def __init__(self) -> None:
+        self.stream: object = None
+
+    def record(self, stream: object = None) -> None:
+        self.stream = stream
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
+
+def test_what_nobody_tells_does_not_hide_what_is_told() -> None:
+    add_one(torch.tensor(TABLE), [5])
+    told = module._Deferred("Told", 3, found(9), Event())  # pyright: ignore[reportArgumentType]
+    module._deferred.append(told)
+    with pytest.raises(ValueError, match="Told: Index 9"):
+        check_deferred(wait=False)
+    check_deferred(wait=False)
+    with pytest.raises(ValueError, match="Op: Index 5"):
+        check_deferred()
+
+
+ROW_OPS: dict[str, Any] = {
+    "ResourceSparseApplyAdagrad": lambda table, rows, indices: {
+        "var": table,
+        "accum": torch.ones_like(table),
+        "lr": 0.5,
+        "grad": rows,
+        "indices": indices,
+    },
+    "ResourceScatterAdd": lambda table, rows, indices: {
+        "resource": table,
+        "updates": rows,
+        "indices": indices,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ROW_OPS)
+def test_a_call_that_is_not_checked_does_not_wait(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A real device is no mode of dispatch, and brings no tracing with it.
+    monkeypatch.setattr(door, "is_traced", lambda: False)
+    op = getattr(tw.raw_ops, name)
+    with pretended_device() as device:
+        table = torch.zeros(6, 4).to(DEVICE)
+        rows = torch.ones(3, 4).to(DEVICE)
+        given = ROW_OPS[name](table, rows, torch.tensor([1, 4, 1]).to(DEVICE))
+        op(**given, check_indices=False)
+        before = device.look(table)
+        with device.no_waiting():
+            op(**given, check_indices=False)
+        after = device.look(table)
+        assert not torch.equal(after[1], before[1])
+        wrong = {**given, "indices": torch.tensor([1, 6, 1]).to(DEVICE)}
+        with device.no_waiting():
+            op(**wrong, check_indices=False)
+        assert torch.equal(device.look(table), after)
+        with pytest.raises(ValueError, match=f"{name}: Index 6 at offset 1"):
+            check_deferred()
+
+
+def test_what_replays_find_is_told_whenever_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(door, "is_traced", lambda: False)
+    with pretended_device() as device:
+        table, rows = torch.zeros(6, 4).to(DEVICE), torch.ones(2, 4).to(DEVICE)
+        indices = torch.tensor([1, 4]).to(DEVICE)
+        given = ROW_OPS["ResourceScatterAdd"](table, rows, indices)
+        tw.raw_ops.ResourceScatterAdd(**given, check_indices=False)
+        with device.graph() as graph:
+            tw.raw_ops.ResourceScatterAdd(**given, check_indices=False)
+        graph.replay()
+        check_deferred()
+        for wrong in (6, 9):
+            indices[1] = wrong
+            graph.replay()
+            check_deferred(wait=False)
+            with pytest.raises(ValueError, match=f"Index {wrong} at offset 1"):
+                check_deferred()
+            check_deferred()
+        indices[1] = 4
+        graph.replay()
+        check_deferred()
+        assert device.look(table)[:, 0].tolist() == [0, 3, 0, 0, 3, 0]
+
+
+def test_a_graph_that_never_ran_has_found_nothing() -> None:
+    memory = torch.tensor([0, 9, 0])
+    module._untold.append(module._Deferred("Op", 3, memory, is_captured=True))
+    check_deferred()
+    memory.copy_(found(9))
+    with pytest.raises(ValueError, match="Op: Index 9"):
+        check_deferred()
+
+
+def test_an_event_is_recorded_where_the_indices_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pretended_device():
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(
+            torch.cuda, "current_stream", lambda device=None: f"stream of {device}"
+        )
+        copy, event = module._on_its_way(torch.tensor([-1, 0]).to(DEVICE))
+        assert isinstance(event, Event)
+        assert event.stream == f"stream of {DEVICE}"
+        assert copy.tolist() == [-1, 0]
 
 
 def test_the_default_depends_on_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "DEVICE",
     "PretendedDevice",
     "PretendedGraph",
+    "PretendedStream",
     "WaitedError",
     "pretended_device",
 ]
@@ -173,6 +174,7 @@ class PretendedDevice(TorchFunctionMode):
     Attributes:
         is_capturing: Whether a CUDA graph is being recorded.
         is_on_side_stream: Whether the current stream is not the default one.
+        streams: The default one, and the other.
     """
 
     def __init__(self) -> None:
@@ -181,6 +183,7 @@ class PretendedDevice(TorchFunctionMode):
         self._operations = _Operations(self._places)
         self.is_capturing = False
         self.is_on_side_stream = False
+        self.streams = PretendedStream(), PretendedStream()
 
     @contextmanager
     def no_waiting(self) -> Iterator[None]:
@@ -292,6 +295,17 @@ class PretendedDevice(TorchFunctionMode):
         return result
 
 
+class PretendedStream:
+    """Stands for `torch.cuda.Stream`: what it was told to wait for."""
+
+    def __init__(self) -> None:
+        self.waited_for: list[object] = []
+
+    def wait_stream(self, stream: object) -> None:
+        """Take note of another stream."""
+        self.waited_for.append(stream)
+
+
 class _Event:
     """Stands for `torch.cuda.Event`: all that was recorded has happened."""
 
@@ -306,7 +320,7 @@ class _Event:
 
 
 def _replace_cuda(device: PretendedDevice, patch: pytest.MonkeyPatch) -> None:
-    default, side = object(), object()
+    default, side = device.streams
     stand_ins: dict[str, Callable[..., Any]] = {
         "is_initialized": lambda: True,
         "is_current_stream_capturing": lambda: device.is_capturing,

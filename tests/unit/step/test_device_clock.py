@@ -124,6 +124,7 @@ def test_numbers_are_made_when_a_capture_is_near(
         assert clock.begin(count) == {}
         clock.finish()
     assert asked == []
+    assert clock._tables == {}  # nor is memory taken for them
     capture(True)
     with pytest.raises(RuntimeError, match=r"torch\.cuda\.Stream"):
         clock.begin(12)
@@ -145,10 +146,13 @@ def test_a_clock_that_decides_has_few_numbers_at_first(
     monkeypatch.setattr(f"{module}._SOON", 4)
     rates = {"rate": lambda n: [float(n)]}
     clock = DeviceClock(CPU, 0, 1, rates, decides=True, horizon=10)
-    assert clock._tables["rate"].flatten().tolist() == [0, 1, 2, *[3] * 7]
+    assert clock._tables["rate"].flatten().tolist() == [0, 1, 2, 3]
     for count in range(11):
         assert clock.begin(0)["rate"].item() == count
         clock.finish()
+    monkeypatch.setattr(f"{module}._may_be_captured", lambda device: True)
+    assert clock.begin(0)["rate"].item() == 11
+    assert clock._tables["rate"].flatten().tolist() == list(range(11, 21))
 
 
 def test_a_count_goes_on_in_another_clock() -> None:

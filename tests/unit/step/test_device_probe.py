@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.codegen.triton_runs import interpreting
-from thalweg.step import device_kernel
+from thalweg.step import captures, device_kernel
 from thalweg.step.device_kernel import gives_right_bits
 
 CPU = torch.device("cpu")
@@ -35,6 +35,16 @@ def test_a_kernel_that_raises_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(RuntimeWarning, match="no such architecture"):
         assert not gives_right_bits(CPU)
     assert not gives_right_bits(CPU)  # and says so once
+
+
+def test_a_capture_does_not_judge_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(captures, "is_capturing", lambda device: True)
+        with pytest.raises(RuntimeError, match=r"before it.*torch\.cuda\.Stream"):
+            gives_right_bits(CPU)
+    assert gives_right_bits(CPU)
+    monkeypatch.setattr(captures, "is_capturing", lambda device: True)
+    assert gives_right_bits(CPU)  # which is known
 
 
 def test_a_kernel_with_other_bits_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from thalweg import rules
 from thalweg.compiler import Rule
@@ -99,8 +100,20 @@ def test_a_device_without_kernels_and_measurement_is_told() -> None:
     here = member(rules.gradient_descent, 1000)
     text = explained("SGD", ("here", here), ("there", there))
     assert "variables: 2, launches: 2, 24.0 kB, ?" in text
-    assert "not known" in text
+    assert "The bandwidth of meta is not known.\n" in text
     assert "Expected at 1.0 GB/s" in text
+
+
+def test_a_gpu_is_told_how_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    with FakeTensorMode():
+        there = torch.empty(1000, device="cuda:1")
+    made = Member(Rule.of(rules.gradient_descent), (there,), (), 0)
+    advice = "of cuda:1 is not known; say `thalweg bench --device cuda:1`.\n"
+    assert advice in explained("SGD", ("a", made))
+    keep_bandwidth(Bandwidth(3e12, 0, "2026-01-31"), "Some GPU")
+    text = explained("SGD", ("a", made))
+    assert "Expected at 3000.0 GB/s, measured on 2026-01-31.\n" in text
 
 
 def test_short_times_are_told_in_nanoseconds() -> None:

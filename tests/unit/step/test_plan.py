@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -197,3 +199,23 @@ def test_elements_that_share_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="elements share memory"):
         tw.optimizers.SGD(1.0).apply_gradients([(torch.ones(3, 3), windows)])
     assert not memory.any()
+
+
+def test_the_library_does_not_ask_a_driver_for_devices() -> None:
+    """Who has asked cannot use them in forked processes any more."""
+    program = """
+import torch
+
+def ask(*_):
+    raise AssertionError("a driver was asked")
+
+torch.accelerator.is_available = torch.accelerator.device_count = ask
+torch.cuda.is_available = torch.cuda.device_count = ask
+import thalweg as tw
+
+weight = tw.Variable([1.0])
+tw.optimizers.SGD(0.5).minimize(lambda: weight.sum(), [weight])
+tw.raw_ops.ResourceApplyGradientDescent(var=weight, alpha=0.5, delta=torch.ones(1))
+assert weight.item() == 0.0, weight
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from thalweg import compiler
 from thalweg.compiler import compilation
@@ -128,3 +130,23 @@ def test_any_other_number_of_runtimes_is_wrong(
     paths = ["lib/libgomp.so.1", "lib/libiomp5.so"][:count]
     monkeypatch.setattr(machine, "openmp_runtimes", lambda: paths)
     assert findings()["OpenMP runtimes"].is_wrong
+
+
+def test_a_kernel_is_run_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_kernels(device: torch.device) -> bool:
+        if device.index == 1:
+            text = "got ptxas: no such file. See `thalweg doctor`."
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return device.index == 0
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(machine, "has_triton", lambda: True)
+    monkeypatch.setattr(machine, "has_device_kernels", has_kernels)
+    found = findings()
+    assert not found["kernel on cuda:0"].is_wrong
+    assert "same bits" in found["kernel on cuda:0"].text
+    assert found["kernel on cuda:1"].is_wrong
+    assert found["kernel on cuda:1"].text == "got ptxas: no such file."
+    assert found["kernel on cuda:2"].is_wrong
+    monkeypatch.setattr(machine, "has_triton", lambda: False)
+    assert "no Triton" in findings()["kernel on cuda:0"].text
