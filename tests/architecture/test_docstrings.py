@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 
 import pytest
 
 from tests.architecture.source_tree import Module, modules
+from thalweg.optimizers import Optimizer, optimizer
 
 # Its shared options are documented once, here; constructors take them as **options.
 _SHARED_OPTIONS = {"thalweg.optimizers.optimizer.Optimizer"}
@@ -47,6 +49,12 @@ def test_arguments_are_those_of_the_signature(module: Module) -> None:
     for name, text, function in described(module):
         if name not in _SHARED_OPTIONS:
             assert sorted(names_told(text)) == sorted(names_taken(function)), name
+
+
+def test_shared_options_are_all_described() -> None:
+    assert sorted(names_told(inspect.getdoc(Optimizer) or "")) == sorted(
+        ("name", *optimizer._OPTIONS)
+    )
 
 
 def test_some_are_looked_at() -> None:

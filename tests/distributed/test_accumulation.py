@@ -110,11 +110,66 @@ def _sharded(folder: str) -> list[Any]:
     return [expected, found, int(optimizer.iterations)]
 
 
+class Table(nn.Module):
+    """A table whose gradients are sparse, and a weight that all ranks hold."""
+
+    def __init__(self, mesh: Any, placement: Any) -> None:
+        from torch.distributed.tensor import distribute_tensor
+
+        super().__init__()
+        table = torch.arange(12.0).reshape(4, 3)
+        self.table: Any = nn.Parameter(table)
+        if mesh is not None:
+            self.table = nn.Parameter(distribute_tensor(table, mesh, [placement]))
+
+
+def _rows_that_wait(folder: str) -> dict[str, list[Any]]:
+    """Rows wait when a table is saved, whole or cut, and it goes on whole or cut."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    # As many rows wait as the table has, so that shapes do not tell them apart.
+    slices = tw.IndexedSlices(torch.ones(4, 3), torch.tensor([0, 1, 3, 3]), (4, 3))
+
+    def made(placement: Any) -> tuple[Table, Any, tw.Checkpoint]:
+        model = Table(mesh if placement else None, placement)
+        optimizer = tw.optimizers.Adam(0.5, gradient_accumulation_steps=CYCLE)
+        return model, optimizer, tw.Checkpoint(model=model, optimizer=optimizer)
+
+    def last(kind: str, placement: Any) -> Any:
+        dense = torch.ones(4, 3)
+        if placement is not None:
+            dense = distribute_tensor(dense, mesh, [placement])
+        return {"rows": slices, "dense": dense}[kind]
+
+    def end(model: Table, optimizer: Any, kind: str, placement: Any) -> list[Any]:
+        optimizer.apply_gradients([(last(kind, placement), model.table)])
+        table = model.table
+        return (table if placement is None else table.full_tensor()).tolist()
+
+    found: dict[str, list[Any]] = {}
+    kinds = [None, Shard(0), Shard(1), Replicate()]
+    for kind in ("rows", "dense"):
+        for saving in kinds:
+            model, optimizer, checkpoint = made(saving)
+            optimizer.apply_gradients([(slices, model.table)])
+            path = f"{folder}/{kind} {saving}"
+            checkpoint.save(path)
+            ends = found[f"{kind} {saving}"] = [end(model, optimizer, kind, saving)]
+            for going_on in kinds:
+                model, optimizer, checkpoint = made(going_on)
+                checkpoint.restore(path).assert_consumed()
+                ends.append(end(model, optimizer, kind, going_on))
+    return found
+
+
 def _all(folder: str) -> dict[str, Any]:
     return {
         "mirrored": _mirrored(),
         "skips": _skips_together(),
         "sharded": _sharded(folder),
+        "rows": _rows_that_wait(f"{folder} rows"),
     }
 
 
@@ -163,3 +218,10 @@ def test_shards_resume_in_the_midst_of_a_cycle(ranks):
         expected, found, iterations = rank["sharded"]
         assert found == expected
         assert iterations == 5 // CYCLE
+
+
+def test_rows_that_wait_are_restored_whole_onto_shards(ranks):
+    for rank in ranks:
+        assert len(rank["rows"]) == 8
+        for ends in rank["rows"].values():
+            assert all(end == ends[0] for end in ends)

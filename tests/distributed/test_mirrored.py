@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import thalweg as tw
 import thalweg.distribute as distribute
 from tests.distributed.harness import run_ranks
 from thalweg.distribute import MirroredStrategy, ReduceOp, StrategyExtended, collectives
@@ -29,11 +30,33 @@ TOGETHER = [
     "_sparse_patterns",
     "_other_variables",
     "_gradients_are_kept",
+    "_refusals",
+    "_optimizers_refuse",
+    "_halves_and_wide_ones",
+    "_histories",
     "_wrapped_in_ddp",
     "_sharded",
     "_reductions",
     "_warnings",
 ]
+
+
+def _optimizers_refuse() -> list[Any]:
+    """Rank 1 passes a gradient that does not fit, and goes on when it has caught it."""
+    rank, strategy, said = dist.get_rank(), MirroredStrategy("cpu", "mean"), []
+    weight, table = tw.Variable([0.0, 0.0]), tw.Variable(torch.zeros(4, 1))
+    with strategy.scope():
+        optimizer = tw.optimizers.SGD(1.0)
+    for length, row in ((2, 1), (3, 1), (2, 9), (2, 1)):
+        gradient = torch.ones(length if rank else 2)
+        places = torch.tensor([row if rank else 1])
+        rows = IndexedSlices(torch.ones(1, 1), places, (4, 1))
+        pairs = [(gradient, weight), (rows, table)]
+        try:
+            strategy.run(optimizer.apply_gradients, (pairs,))
+        except (ValueError, RuntimeError) as error:
+            said.append(type(error).__name__)
+    return [said, int(optimizer.iterations), weight.tolist(), table.flatten().tolist()]
 
 
 def _run_all(names: list[str]) -> dict[str, Any]:
@@ -197,7 +220,8 @@ def _sparse_patterns() -> dict[str, Any]:
         "one rank has none": step(rows(1) if rank else None),
         "no rank has any": step(None),
         "empty rows are rows": step(rows()),
-        "dense becomes rows": step(torch.ones(4, 1) if rank else rows(1)),
+        "dense on one rank": step(torch.ones(4, 1) if rank else rows(1)),
+        "dense no more": step(rows(1) if rank else None),
         "coalesced nowhere": step(coo),
         "mean": _values(mean.aggregate_gradients([(rows(rank), table)]))[0],
     }
@@ -215,7 +239,8 @@ def test_sparse_gradients_are_joined_in_rank_order(found: Found) -> None:
         "one rank has none": ([1], [[2]]),
         "no rank has any": None,
         "empty rows are rows": ([], []),
-        "dense becomes rows": ([1, 0, 1, 2, 3], [[1], [1], [1], [1], [1]]),
+        "dense on one rank": [[1], [2], [1], [1]],
+        "dense no more": ([1], [[2]]),
         "coalesced nowhere": ([2, 2, 2, 2], [[1], [1], [1], [1]]),
         "mean": ([0, 1], [[0.5], [1.0]]),
         "dense wins a new plan": [[1], [3], [1], [1]],
@@ -258,6 +283,72 @@ def _gradients_are_kept() -> tuple[bool, bool, list[float], list[float]]:
 def test_gradients_are_not_written_and_mean_divides(found: Found) -> None:
     expected = (True, True, [1.5] * 4, [1.0, 3.0])
     assert found["_gradients_are_kept"] == [expected, expected]
+
+
+def _refusals() -> list[Any]:
+    """Rank 1 refuses, in different states of a plan; then both go on."""
+    rank, said = dist.get_rank(), []
+    extended = MirroredStrategy("cpu").extended
+    one, rows = torch.ones(2, 1), IndexedSlices(torch.ones(1, 1), torch.tensor([1]))
+    for good in (one, rows, None):
+        weight = nn.Parameter(torch.zeros(2, 1))
+        for is_bad in (True, False, True, False):
+            bad = torch.ones(3) if rank and is_bad else good
+            try:
+                said.append(_values(_quiet(extended, [(bad, weight)]))[0])
+            except (ValueError, RuntimeError) as error:
+                said.append((type(error).__name__, str(error)))
+    return said
+
+
+def test_ranks_refuse_together(found: Found) -> None:
+    for rank, said in enumerate(found["_refusals"]):
+        kind = "ValueError" if rank else "RefusedElsewhereError"
+        words = "a gradient of shape" if rank else "on every rank"
+        assert all(name == kind and words in text for name, text in said[::2])
+        assert said[1::2] == [[[2], [2]]] * 2 + [([1, 1], [[1], [1]])] * 2 + [None] * 2
+
+
+def _halves_and_wide_ones() -> list[Any]:
+    """A sum beyond the largest half; then what a plan for float32 has no room for."""
+    extended = MirroredStrategy("cpu", gradient_reduction="mean").extended
+    halves = torch.tensor([40000.0], dtype=torch.float16)
+    [(mean, _)] = extended.aggregate_gradients([(halves, nn.Parameter(halves))])
+    found = [mean.item(), mean.dtype, halves.item()]
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    fine = torch.tensor([1 + 2**-40], dtype=torch.float64)
+    for gradient in (fine.float(), fine if dist.get_rank() else fine.float()):
+        [(reduced, _)] = extended.aggregate_gradients([(gradient, weight)])
+        found.append(reduced.item())
+    return found
+
+
+def test_means_have_room(found: Found) -> None:
+    expected = [40000.0, torch.float16, 40000.0, 1.0, 1 + 2**-41]
+    assert found["_halves_and_wide_ones"] == [expected, expected]
+
+
+def _histories() -> list[list[Any]]:
+    """Adam on orders of dense gradients and rows: alone, and on both ranks."""
+    rows = IndexedSlices(torch.ones(1, 2), torch.tensor([0]), (4, 2))
+    dense, found = torch.ones(4, 2), []
+    strategy = MirroredStrategy("cpu", "mean")
+    for order in ((dense, rows, rows), (rows, dense, rows), (rows, rows, dense)):
+        alone, shared = (tw.Variable(torch.zeros(4, 2)) for _ in range(2))
+        here = tw.optimizers.Adam(0.1)
+        with strategy.scope():
+            there = tw.optimizers.Adam(0.1)
+        for gradient in order:
+            here.apply_gradients([(gradient, alone)])
+            strategy.run(there.apply_gradients, ([(gradient, shared)],))
+        found.append([alone.tolist(), shared.tolist()])
+    return found
+
+
+def test_a_sparse_gradient_is_one_after_dense_ones(found: Found) -> None:
+    for rank in found["_histories"]:
+        for alone, shared in rank:
+            torch.testing.assert_close(torch.tensor(shared), torch.tensor(alone))
 
 
 # ----------------------------------------------------------------- wrapped models
@@ -494,3 +585,10 @@ def _train() -> list[Any]:
 def test_ranks_stay_equal_bit_for_bit() -> None:
     results = run_ranks(_train, 3)
     assert results[0] == results[1] == results[2]
+
+
+def test_optimizers_refuse_together(found: Found) -> None:
+    for rank, (said, *state) in enumerate(found["_optimizers_refuse"]):
+        told = ["RefusedElsewhereError"] * 2
+        assert said == (["ValueError", "RowIndexError"] if rank else told)
+        assert state == [2, [-2.0, -2.0], [0.0, -2.0, 0.0, 0.0]]

@@ -132,11 +132,19 @@ def _check_made(graph: Graph, found: Match, reader: Reader) -> None:
 
 
 class SavedPart(NamedTuple):
-    """What one rank saved of a slot: its shape, its dtype, and how to read it."""
+    """What one rank saved of a slot: its shape, its dtype, and how to read it.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+        read: Gives it placed as its variable is.
+        read_whole: Gives it plain, on the variable's device.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], torch.Tensor]
+    read_whole: Callable[[], torch.Tensor]
 
 
 class SavedSlot(NamedTuple):
@@ -176,8 +184,9 @@ def _pending_of(
 
     def part(saved: str, variable: torch.Tensor) -> SavedPart:
         entry = entries[saved]
-        read = partial(_read_like, saved, variable, reader)
-        return SavedPart(entry.shape, entry.dtype, read)
+        place = saved, variable, reader
+        reads = partial(_read_like, *place), partial(_read_beside, *place)
+        return SavedPart(entry.shape, entry.dtype, *reads)
 
     def saved_value(tensor: torch.Tensor) -> torch.Tensor | None:
         saved = targets.get(id(handle_of(tensor)))
@@ -279,6 +288,11 @@ def _read_like(key: str, variable: torch.Tensor, reader: Reader) -> torch.Tensor
             return place(reader.read(key).clone())
     reader.read_into(key, value)
     return value
+
+
+def _read_beside(key: str, variable: torch.Tensor, reader: Reader) -> torch.Tensor:
+    """The whole of a saved tensor, on the device of this variable."""
+    return reader.read(key).to(variable.device, copy=True)
 
 
 def _copy_tensors(found: Match, reader: Reader) -> None:

@@ -117,13 +117,16 @@ def all_reduce_bucketed(
     for members in make_buckets(tensors, bucket_bytes):
         parts = [tensors[i] for i in members]
         flat = _laid_end_to_end(parts)
+        if op is ReduceOp.MEAN and flat.dtype == torch.float16:
+            flat /= ranks  # before the sum, which could be beyond its largest number
         work = dist.all_reduce(flat, group=group, async_op=True)
         messages.append((members, parts, flat, work))
     reduced = list(tensors)
     for members, parts, flat, work in messages:
         if work is not None:
             work.wait()
-        result = flat / ranks if op is ReduceOp.MEAN else flat
+        is_done = op is ReduceOp.SUM or flat.dtype == torch.float16
+        result = flat if is_done else flat / ranks
         for i, part in zip(
             members, _unflatten_dense_tensors(result, parts), strict=True
         ):

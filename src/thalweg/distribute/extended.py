@@ -292,6 +292,16 @@ class StrategyExtended:
         """
         return pairs if isinstance(pairs, list) else list(pairs)
 
+    def refuse_gradients(self, variables: Iterable[Tensor]) -> None:
+        """Let the other replicas know that this one refuses its gradients.
+
+        Called in place of `aggregate_gradients`, where these would wait for it.
+
+        Args:
+            variables: those of its pairs, in their order.
+        """
+        del variables
+
     def broadcast_initial(self, variables: Iterable[Tensor]) -> None:
         """Give all replicas the values of the first, once for each variable."""
         del variables

@@ -91,7 +91,8 @@ class MirroredExtended(StrategyExtended):
 
         Raises:
             ValueError: a gradient has another shape than its variable.
-            RuntimeError: the ranks do not pass the same variables.
+            RuntimeError: the ranks do not pass the same variables, or another rank
+                has refused its gradients.
         """
         pairs = list(pairs)
         if collectives.world_size() == 1 or not pairs:
@@ -103,6 +104,13 @@ class MirroredExtended(StrategyExtended):
                 [handle_of(variable) for _, variable in pairs],
             )
         return [(g, variable) for g, (_, variable) in zip(reduced, pairs, strict=True)]
+
+    def refuse_gradients(self, variables: Iterable[Tensor]) -> None:
+        """Let the other ranks know; on a GPU those with dense gradients alone wait."""
+        handles = list(map(handle_of, variables))
+        if handles and collectives.world_size() > 1:
+            with torch.no_grad():
+                self._aggregator.refuse(handles)
 
     def broadcast_initial(self, variables: Iterable[Tensor]) -> None:
         """Give all ranks the values of rank 0, once for each variable.

@@ -131,6 +131,25 @@ def global_norm(gradients: Iterable[Any]) -> torch.Tensor:
     return torch.linalg.vector_norm(stacked)
 
 
+def widened(grad: Any) -> Any:
+    """A gradient with the room of float32, for what is done before an update.
+
+    The functions above round what they give to the gradient's dtype. An update rounds
+    by itself, so that a half-precision gradient is not to be rounded twice.
+
+    Args:
+        grad: A tensor, `IndexedSlices` or None.
+
+    Returns:
+        The same, or a new one of float32.
+    """
+
+    def change(values: torch.Tensor) -> torch.Tensor:
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    return _changed(grad, change)
+
+
 def _checked(where: str, bound: float) -> float:
     number = float(bound)
     if number >= 0:

@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from thalweg.distribute import all_reduce, is_distributed, local_tensor
+from thalweg.distribute import is_distributed, local_tensor
+from thalweg.distribute.components import (
+    any_distributed,
+    are_placed_like,
+    place_arguments,
+    placed_like,
+)
+from thalweg.distribute.finite import are_nonfinite
 from thalweg.gradients import clip_by_global_norm
+from thalweg.gradients.clip import widened
 from thalweg.optim.options import NO_TRANSFORMS, Options
 from thalweg.optim.roster import Kinds
 from thalweg.state import IndexedSlices, as_gradient
@@ -90,8 +98,11 @@ def resolve(
         is_exact = needs_all_rows or options.sparse_update == "exact"
         gradients, kinds = _without_coo(gradients, kinds, is_exact=is_exact)
     present = gradients if kinds is None else list(compress(gradients, kinds))
+    chosen = parameters if kinds is None else list(compress(parameters, kinds))
+    has_shards = any_distributed((*present, *chosen))
+    if has_shards and not are_placed_like(present, chosen):
+        present = list(map(_placed, present, chosen))
     if transforms is not NO_TRANSFORMS and not Plan.can_fold(present):
-        chosen = parameters if kinds is None else list(compress(parameters, kinds))
         if is_left and not any(map(is_distributed, _values_of(present))):
             check = _left_check(present, chosen, options)
         elif not _are_finite(present, chosen, options):
@@ -99,6 +110,8 @@ def resolve(
         present = _clipped(present, chosen, options)
         transforms = NO_TRANSFORMS
     rows = [g for g in present if isinstance(g, IndexedSlices)]
+    if has_shards and rows:
+        rows = _cut_rows(present, chosen)
     dense = [local_tensor(g) for g in present if not isinstance(g, IndexedSlices)]
     return Resolved(kinds, dense, rows, transforms, check=check)
 
@@ -121,6 +134,23 @@ def _without_coo(
     return new, tuple(sorts)
 
 
+def _placed(gradient: Any, parameter: torch.Tensor) -> Any:
+    """A dense gradient placed as its parameter, on which clips read the whole of it."""
+    is_sparse = isinstance(gradient, IndexedSlices)
+    return gradient if is_sparse else placed_like(gradient, parameter)
+
+
+def _cut_rows(
+    gradients: Sequence[Any], parameters: Sequence[torch.Tensor]
+) -> list[IndexedSlices]:
+    """Of sparse gradients the rows that lie in the local parts of their parameters."""
+    pairs = list(zip(gradients, parameters, strict=True))
+    for gradient, parameter in pairs:
+        if isinstance(gradient, IndexedSlices) and is_distributed(parameter):
+            gradient.check_bounds()  # no part has a row that is nowhere
+    return [place_arguments(g, p) for g, p in pairs if isinstance(g, IndexedSlices)]
+
+
 def _values_of(gradients: Sequence[Any]) -> list[torch.Tensor]:
     return [g.values if isinstance(g, IndexedSlices) else g for g in gradients]
 
@@ -141,12 +171,7 @@ def _are_finite(
     """Whether the step may be taken; every rank of a sharded model says the same."""
     if options.nonfinite == "off" or not gradients:
         return True
-    values = _values_of(gradients)
-    flags = [torch.isfinite(local_tensor(v)).all().logical_not() for v in values]
-    bad = torch.stack([flag.to(flags[0].device) for flag in flags])
-    if any(map(is_distributed, values)):
-        bad = all_reduce(bad.to(torch.int32), "sum") > 0
-    found = list(compress(parameters, bad.tolist()))
+    found = list(compress(parameters, are_nonfinite(_values_of(gradients))))
     if found and options.nonfinite == "error":
         refuse_nonfinite(found)
     return not found
@@ -158,7 +183,8 @@ def _clipped(
     if options.max_grad_norm is None:
         return list(gradients)
     # The norm is that of the gradient, not of the parts that duplicates come in.
-    whole = [_summed(g) if isinstance(g, IndexedSlices) else g for g in gradients]
+    wide = map(widened, gradients)
+    whole = [_summed(g) if isinstance(g, IndexedSlices) else g for g in wide]
     pairs = list(zip(whole, parameters, strict=True))
     return [g for g, _ in clip_by_global_norm(pairs, options.max_grad_norm)]
 

@@ -112,6 +112,8 @@ class Accumulating(Applying):
             entries = [(self._entry(v), g) for g, v in given]
             sums.add(entries, self._scaling.factor)
             listed = [variable for _, variable in checked]
+            if reduction:
+                sums.note(listed)
         sums.reduction = reduction
         self.last_step_applied = False
         if sums.count() < sums.steps:
@@ -119,7 +121,7 @@ class Accumulating(Applying):
             return None
         # What was added is unscaled already.
         self._scaling = replace(self._scaling, factor=1.0, unscales=False)
-        return self._as_overrides_take_them(sums.means(listed))
+        return self._as_overrides_take_them(sums.means(listed, self._entries))
 
     def _replicas(self) -> Replicas:
         return replicas_of(self._extended(), self.gradient_aggregator)
@@ -377,6 +379,8 @@ class Accumulating(Applying):
             replicas.refuse(self._name, saved, is_alike=is_alike)
             reduction = replicas.reduction_after(saved, is_alike=is_alike)
             sums.reduction = reduction or sums.reduction
+            if saved.ranks > 1:
+                sums.note([handle], is_restored=True)
             value = replicas.share_of(saved, is_alike=is_alike)
             if value is not None:
                 self._restore_waiting(saved.slot, handle, value)

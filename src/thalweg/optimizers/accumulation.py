@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -185,7 +185,10 @@ class Sums:
         self.reduction, self.is_as_restored = "", False
         self._dense: dict[int, Entry] = {}
         self._rows: dict[int, _Rows] = {}
-        self._restored: set[tuple[int, bool]] = set()
+        # Those of all micro-steps, where another rank may have had a gradient.
+        self._listed: dict[int, torch.Tensor] = {}
+        # By: id of the variable; dense, rows, or listed alone (None).
+        self._restored: set[tuple[int, bool | None]] = set()
         self._version = position._version
         self._plans: _Plans | None = None
 
@@ -198,6 +201,8 @@ class Sums:
             known = self._restored
             self._dense = {k: e for k, e in self._dense.items() if (k, True) in known}
             self._rows = {k: r for k, r in self._rows.items() if (k, False) in known}
+            listed = self._listed.items()
+            self._listed = {k: v for k, v in listed if (k, None) in known}
             self._version, self._restored = self.position._version, set()
         return int(self.position)
 
@@ -257,6 +262,19 @@ class Sums:
             self._divide_others(dense, count + 1)
         self._set(count + 1)
 
+    def note(
+        self, listed: Sequence[torch.Tensor], *, is_restored: bool = False
+    ) -> None:
+        """Remember variables whose gradients may be on other ranks alone.
+
+        Args:
+            listed: The variables.
+            is_restored: Whether a checkpoint brings them; else a micro-step.
+        """
+        self._listed.update((id(variable), variable) for variable in listed)
+        if is_restored:
+            self._restored.update((id(variable), None) for variable in listed)
+
     def _prepared(
         self, dense: Sequence[tuple[Entry, torch.Tensor]], is_first: bool
     ) -> Callable[[Mapping[str, Scale]], None]:
@@ -289,23 +307,27 @@ class Sums:
 
     # -- the end of a cycle ---------------------------------------------------
 
-    def means(self, listed: Sequence[torch.Tensor] | None) -> Pairs:
+    def means(
+        self, listed: Sequence[torch.Tensor] | None, order: Iterable[int]
+    ) -> Pairs:
         """The mean gradients, with their variables, in an order that names decide.
 
         Args:
             listed: The variables of the last micro-step, in its order; None if they
                 were recognized.
+            order: The `id` of each variable, in the order of those without a name.
 
         Returns:
             Pairs; a listed variable without any gradient in the cycle has None.
         """
         if listed is None and self._plans is not None:
-            if not self._rows:
+            if not self._rows and self._listed.keys() <= self._dense.keys():
                 return list(self._plans.means)
             listed = [variable for _, variable in self._plans.means]
         first = {id(variable): variable for variable in listed or ()}
         entries = (*self._dense.values(), *(rows.entry for rows in self._rows.values()))
-        others = {id(e.variable): e.variable for e in entries}
+        others = {**self._listed, **{id(e.variable): e.variable for e in entries}}
+        others = {**{k: others[k] for k in order if k in others}, **others}
         others = {k: v for k, v in others.items() if k not in first}
         last = sorted(others.values(), key=lambda v: name_of(v) or "")
         return [(self._mean(id(v)), v) for v in (*first.values(), *last)]
@@ -324,6 +346,7 @@ class Sums:
     def end(self) -> None:
         """Begin the next cycle."""
         self._dense, self._rows, self.is_as_restored = {}, {}, False
+        self._listed = {}
         self._set(0)
 
     # -- checkpoints ----------------------------------------------------------
@@ -358,11 +381,12 @@ class Sums:
         self.count()  # notices what was written into the position, and what waits
         entries, rows = list(self._dense.values()), list(self._rows.values())
         own = {"_dense": entries, "_rows": rows, "_plans": None, "_restored": set()}
-        return {**self.__dict__, **own}
+        return {**self.__dict__, **own, "_listed": list(self._listed.values())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._dense = {id(e.variable): e for e in state["_dense"]}
+        self._listed = {id(variable): variable for variable in state["_listed"]}
         self._rows = {id(r.entry.variable): r for r in state["_rows"]}
         self._version = self.position._version
 

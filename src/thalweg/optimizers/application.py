@@ -12,7 +12,7 @@ import torch
 from typing_extensions import override
 
 from thalweg.compiler import Rule
-from thalweg.distribute import local_tensor
+from thalweg.distribute import is_distributed, local_tensor
 from thalweg.distribute.shards import whole_of
 from thalweg.errors import message
 from thalweg.optimizers.absent_slots import without_slots
@@ -138,9 +138,9 @@ class RuleApplication(StochasticRounding):
         yield from super()._trackable_children()
 
     @override
-    def _create_slots(self, var_list: Sequence[torch.Tensor]) -> None:
+    def _create_all_weights(self, var_list: Sequence[torch.Tensor]) -> None:
         self.state_variables()
-        super()._create_slots(var_list)
+        super()._create_all_weights(var_list)
 
     @override
     def values_in_force(self) -> dict[str, np.ndarray]:
@@ -156,6 +156,12 @@ class RuleApplication(StochasticRounding):
         """Give the states the values that follow the step just taken."""
         for name, value in self._states_to_come().items():
             self._states[name].fill_(value)
+
+    def _check_states(self) -> None:
+        """Refuse what `next_states` gives, once, before anything is written."""
+        if self._states and self._values and not self._states_are_checked:
+            self._states_to_come()
+            self._states_are_checked = True
 
     def _states_to_come(self) -> dict[str, Any]:
         if not self._states:
@@ -190,9 +196,7 @@ class RuleApplication(StochasticRounding):
         bound = self._bound.get(key)
         if bound is None:
             bound = self._bound[key] = self._bind(rule_flags, extras)
-        if self._states and self._values and not self._states_are_checked:
-            self._states_to_come()  # refuses before anything is written
-            self._states_are_checked = True
+        self._check_states()
         return bound
 
     def _bind(
@@ -240,6 +244,16 @@ class RuleApplication(StochasticRounding):
             rounding=self._rounding_of(entry),
         )
 
+    def _check_cuts(self, parts: Iterable[tuple[Entry, torch.Tensor]]) -> None:
+        """Refuse shards that hold parts of rows the rule reads, before a write.
+
+        Args:
+            parts: What is kept for a variable, and the part of it that lies here.
+        """
+        for entry, component in parts:
+            if is_distributed(entry.variable):
+                self._member(self._bound_rule(), entry, component).check_cut()
+
     def _numbers(self, setting: int) -> dict[str, float]:
         values = numbers_of_rest(self._values)
         return {name: float(column[setting]) for name, column in values.items()}
@@ -273,6 +287,7 @@ class RuleApplication(StochasticRounding):
             plan.load([gradient], numbers_of_rest(self._values))
             plan.run()
             return
+        member.check_cut()
         numbers, tensors = self._numbers(member.setting), (*member.tensors, gradient)
         launch_dense(member.rule, {}, tensors, numbers, member.layouts)
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 from thalweg.compiler import Rule
 from thalweg.distribute import local_tensor
 from thalweg.errors import message
-from thalweg.optimizers.declarations import Slot
+from thalweg.optimizers.declarations import Slot, plain_number
 from thalweg.optimizers.slots import Entry, SlotTable
 from thalweg.rules.moving_average import moving_average
 from thalweg.state import handle_of
@@ -31,7 +31,8 @@ class Averages(SlotTable):
     _momentum_kept: Any = None
 
     def _construct_averages(self, options: Mapping[str, Any]) -> None:
-        momentum, use_ema = options.get("ema_momentum"), options.get("use_ema")
+        momentum = options.get("ema_momentum")
+        use_ema = plain_number(options.get("use_ema"))
         if use_ema is not None and not isinstance(use_ema, bool):
             where, action = f"{type(self).__name__}: use_ema", "Pass True or False."
             raise TypeError(message(where, "a bool", repr(use_ema), action))
@@ -70,12 +71,21 @@ class Averages(SlotTable):
 
     @override
     def active_slots(self) -> dict[str, Slot]:
-        slots = dict(super().active_slots())
-        if self.use_ema:
-            slots[EMA] = _FOLLOWS
-        if self._has_copies:
-            slots[LOW_PRECISION_COPY] = _FOLLOWS
-        return slots
+        return {**super().active_slots(), **self._followers()}
+
+    def _followers(self) -> dict[str, Slot]:
+        """The slots that options ask for, whatever a class declares."""
+        asked = {EMA: self.use_ema, LOW_PRECISION_COPY: self._has_copies}
+        return {name: _FOLLOWS for name, is_asked in asked.items() if is_asked}
+
+    @override
+    def _create_all_weights(self, var_list: Sequence[torch.Tensor]) -> None:
+        super()._create_all_weights(var_list)
+        # An override of `_create_slots` need not know of them.
+        for name, slot in self._followers().items():
+            for variable in var_list:
+                if name not in self._entry(variable).slots:
+                    self._add_declared_slot(variable, name, slot)
 
     @override
     def _create_slots(self, var_list: Sequence[torch.Tensor]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,9 +23,16 @@ from thalweg.optimizers.declarations import (
 from thalweg.optimizers.slot_checks import check_slot, check_slot_names
 from thalweg.step import EMA, LOW_PRECISION_COPY
 
-__all__ = ["Declared", "checked_name", "checked_states", "unknown_hyperparameter"]
+__all__ = [
+    "Declared",
+    "checked_name",
+    "checked_states",
+    "unique_name",
+    "unknown_hyperparameter",
+]
 
 _STEP = "step"
+_names_in_use: dict[str, itertools.count[int]] = {}
 _RESERVED = ("self", "name", "options", _STEP)
 _SLOTS_OF_OPTIONS = (EMA, LOW_PRECISION_COPY, "gradient_accumulator")
 
@@ -111,6 +120,15 @@ def checked_name(where: str, name: Any) -> str | None:
             message(f"{where}: name", "a string or None", describe(name), action)
         )
     return name
+
+
+def unique_name(cls: type) -> str:
+    """The class name in snake case, numbered from its second use on."""
+    snake = re.sub(
+        r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
+    ).lower()
+    number = next(_names_in_use.setdefault(snake, itertools.count()))
+    return f"{snake}_{number}" if number else snake
 
 
 def checked_states(cls: type[Declared], given: Any) -> dict[str, Any]:

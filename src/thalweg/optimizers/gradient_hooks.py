@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from typing_extensions import override
 
-from thalweg.distribute import all_reduce, is_distributed, local_tensor
+from thalweg.distribute.components import any_distributed
+from thalweg.distribute.finite import are_nonfinite
 from thalweg.errors import message
 from thalweg.gradients import (
     GradientTape,
@@ -15,6 +17,7 @@ from thalweg.gradients import (
     clip_by_norm,
     clip_by_value,
 )
+from thalweg.gradients.clip import widened
 from thalweg.gradients.loss_scale import NOT_SCALED, Scaling, scaled
 from thalweg.gradients.nest import flatten
 from thalweg.optimizers.application import RuleApplication
@@ -70,6 +73,7 @@ class GradientHooks(RuleApplication):
     _clips: dict[str, float | None]
     _scaling: Scaling = NOT_SCALED
     _is_applied: bool | torch.Tensor = True
+    _has_shards: bool = False  # of the last step that was looked at closely
 
     def _construct_gradient_options(self, options: Mapping[str, Any]) -> None:
         self.gradient_aggregator = options.get("gradient_aggregator")
@@ -136,11 +140,17 @@ class GradientHooks(RuleApplication):
             return list(self.gradient_aggregator(grads_and_vars))
         return self._extended().aggregate_gradients(grads_and_vars)
 
+    def _refuse_with_others(self, pairs: Pairs) -> None:
+        """Let the other replicas, which would wait, know that these are refused."""
+        hook = type(self)._aggregate_gradients
+        if hook is GradientHooks._aggregate_gradients and not self.gradient_aggregator:
+            self._extended().refuse_gradients([variable for _, variable in pairs])
+
     def _folded_transforms(self, pairs: Pairs) -> Transforms | None:
         """The clips and checks, if the update's own pass can apply them.
 
-        None where a hook or a function of the user's stands between, or a gradient
-        is sparse, sharded or on a device without kernels.
+        None where a hook or a function of the user's stands between, a variable is
+        sharded, or a gradient is sparse or on a device without kernels.
         """
         hook = type(self)._transform_gradients
         if hook is not GradientHooks._transform_gradients or self.gradient_transformers:
@@ -152,15 +162,34 @@ class GradientHooks(RuleApplication):
         )
         if transforms == Transforms():
             return transforms
+        if self._has_shards:  # a pass over shards would not see the whole gradients
+            return None
         gradients = [gradient for gradient, _ in pairs]
         return transforms if Plan.can_fold(gradients) else None
+
+    @override
+    def _create_all_weights(self, var_list: Sequence[torch.Tensor]) -> None:
+        # A step that is recognized, and does not come here, has no sharded variable.
+        self.__dict__["_has_shards"] = any_distributed(var_list)
+        super()._create_all_weights(var_list)
 
     def _unscaled(self, pairs: Pairs) -> Pairs:
         """Undo a loss scale on gradients that no plan takes."""
         if not self._scaling.unscales:
             return pairs
-        gradients = scaled([g for g, _ in pairs], self._scaling.factor)
+        wide = self._widened(pairs)
+        gradients = scaled([g for g, _ in wide], self._scaling.factor)
         return [(g, v) for g, (_, v) in zip(gradients, pairs, strict=True)]
+
+    def _widened(self, pairs: Pairs) -> Pairs:
+        """Halves as float32, as a plan computes with them; the update rounds, once.
+
+        A class without a rule updates by hand: it is given what it was written for.
+        """
+        own: Any = self
+        if own._applies_by_hand:
+            return pairs
+        return [(widened(gradient), variable) for gradient, variable in pairs]
 
     def _check_finite(self, pairs: Pairs) -> bool:
         """Whether a step may be taken on gradients that no plan checks."""
@@ -180,17 +209,13 @@ class GradientHooks(RuleApplication):
         return False
 
     def _nonfinite_variables(self, pairs: Pairs) -> list[torch.Tensor]:
-        """The variables whose gradients have an inf or NaN, the same on every rank."""
+        """The variables whose gradients have an inf or NaN; who shares one agrees."""
         values = [g.values if isinstance(g, IndexedSlices) else g for g, _ in pairs]
-        parts = [torch.isfinite(local_tensor(v)).all().logical_not() for v in values]
-        bad = torch.stack([part.to(parts[0].device) for part in parts])
-        if any(map(is_distributed, values)):
-            bad = all_reduce(bad.to(torch.int32), "sum") > 0
-        return [v for (_, v), b in zip(pairs, bad.tolist(), strict=True) if b]
+        return [v for (_, v), b in zip(pairs, are_nonfinite(values), strict=True) if b]
 
     def _transform_gradients(self, grads_and_vars: Pairs) -> Pairs:
         """Hook: clip by value, by norm, by global norm, then the user's functions."""
-        pairs = grads_and_vars
+        pairs = self._widened(grads_and_vars) if self._clips else grads_and_vars
         if self.clipvalue is not None:
             pairs = clip_by_value(pairs, self.clipvalue)
         if self.clipnorm is not None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from thalweg.distribute import local_tensor
+from thalweg.distribute.components import place_arguments
 from thalweg.distribute.row_shards import sharded_rows
 from thalweg.errors import describe, message
 from thalweg.optimizers.declarations import plain_number
 from thalweg.state import Variable, colocate_with
 
-__all__ = ["Initializer", "initial_value", "new_slot"]
+__all__ = ["Initializer", "initial_value", "new_slot", "write_value"]
 
 Initializer = Any
 """``"zeros"``, ``"ones"``, a number, a tensor, or a function of shape and dtype."""
@@ -78,11 +80,15 @@ def new_slot(
         name: Name of the slot.
         shape: Shape of the slot.
         dtype: Dtype of the slot.
-        initializer: As for `initial_value`.
+        initializer: As for `initial_value`. Each rank takes its part of a tensor, and
+            of what a function gives; that is equal on all ranks.
 
     Returns:
         A `Variable`; for a sharded variable a DTensor with the same placements, also
         where it has one number for each row and the variable is cut between rows.
+
+    Raises:
+        ValueError: If the initializer is unknown or gives another shape.
     """
     like = shape == tuple(variable.shape)
     rows = None if like else sharded_rows(variable, shape, dtype)
@@ -91,12 +97,28 @@ def new_slot(
         if slot is None:
             slot = torch.zeros_like(variable, dtype=dtype, requires_grad=False)
         start = _by_name(initializer)
-        if isinstance(start, torch.Tensor):
-            return slot.copy_(start)
-        return slot.fill_(start)
+        if isinstance(start, (int, float)):
+            return slot.fill_(start)
+        value = initial_value(start, shape, dtype, variable.device)
+        return write_value(slot, value)
     value = initial_value(initializer, shape, dtype, variable.device)
     with colocate_with(variable):
         slot = Variable(value, trainable=False, name=name)
     if like and slot.stride() != variable.stride():
         slot.data = torch.empty_like(variable, dtype=dtype).copy_(value).detach()
     return slot
+
+
+@torch.no_grad()
+def write_value(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Write the whole value of a tensor, of which this process may hold a part.
+
+    Args:
+        target: A tensor, or a DTensor.
+        value: Of its shape, any dtype; plain ones are equal on all ranks.
+
+    Returns:
+        The target.
+    """
+    local_tensor(target).copy_(place_arguments(value, target))
+    return target

@@ -24,6 +24,7 @@ class Lamb(Optimizer):
         beta_1: Decay of the first moment, in [0, 1).
         beta_2: Decay of the second moment, in [0, 1).
         epsilon: >= 0, inside the bias correction. Unit L/U.
+        weight_decay: Decoupled decay, >= 0, or None for none. Unit 1.
 
     Sparse:
         Always ``"exact"``: the norms need every row, so every row moves.

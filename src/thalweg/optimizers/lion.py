@@ -24,6 +24,7 @@ class Lion(Optimizer):
         beta_1: Weight of the momentum in the direction, in (0, 1): at 0 it would be
             the sign of the gradient alone.
         beta_2: Decay of the momentum, in [0, 1).
+        weight_decay: Decoupled decay, >= 0, or None for none. Unit 1.
 
     Sparse:
         ``"rows"`` moves and decays the indexed rows only; ``"keras"`` equals it.

@@ -19,6 +19,7 @@ from thalweg.gradients.loss_scale import (
     times,
 )
 from thalweg.optimizers import registry
+from thalweg.optimizers.declarations import plain_number
 from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.optimizer import Optimizer
 from thalweg.state import NoDependency, Trackable, Variable, VariableList
@@ -101,6 +102,7 @@ class LossScaleOptimizer(Trackable):
         initial_scale: float | None = None,
         dynamic_growth_steps: int | None = None,
     ) -> None:
+        dynamic = plain_number(dynamic)
         _check(inner_optimizer, dynamic, initial_scale, dynamic_growth_steps)
         if dynamic:
             start = _INITIAL_SCALE if initial_scale is None else initial_scale

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from thalweg.distribute import is_distributed
+from thalweg.distribute import is_distributed, local_tensor
 from thalweg.errors import message
 from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.keras2 import Keras2Protocol
@@ -100,6 +100,10 @@ class OneByOne(GradientHooks, Keras2Protocol):
         check_pairs(pairs)
         self._check_constraints(pairs)
         self._check_shards(pairs)
+        self._check_states()
+        if not self._applies_by_hand:
+            entries = (self._entries[id(variable)] for _, variable in pairs)
+            self._check_cuts((e, local_tensor(e.variable)) for e in entries)
         self._recognition = self._recognition_of(extended, pairs)
         apply_state = self._prepare([variable for _, variable in pairs])
         with inside_step(self._raw_batch if self.batch_raw_ops else None):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from thalweg.errors import message, nearest
 from thalweg.gradients import GradientTape
 from thalweg.optimizers.accumulation import Sums
 from thalweg.optimizers.declarations import Hyper, HyperValue
-from thalweg.optimizers.declared import checked_name
+from thalweg.optimizers.declared import checked_name, unique_name
 from thalweg.optimizers.hyperparameters import warn_lr_is_deprecated
 from thalweg.optimizers.inspection import Inspection
 from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
@@ -24,11 +22,13 @@ from thalweg.optimizers.scalar_table import ScalarTable
 from thalweg.state import Variable, listeners, name_of, set_name
 from thalweg.step import Batch, NonFinite, Transforms
 from thalweg.step.device_checks import listening
+from thalweg.step.slot_dtypes import SlotDtypesGiven
 
 __all__ = ["Optimizer", "OptimizerV2"]
 
+_TABLES = "_hyper", "_flags", "_entries", "_shards", "_values", "_bound", "_labels"
 _NOT_COPIED = (
-    *("_shards", "_values", "_strategy", "_plan", "_plan_rule", "_bound"),
+    *("_shards", "_values", "_plan", "_plan_rule", "_bound"),
     *("_recognition", "_raw_batch", "_replay", "_errors"),
     *("_earlier", "_absent"),
 )
@@ -58,7 +58,8 @@ class Optimizer(Inspection):
     ``_resource_apply_dense`` or ``_resource_apply_sparse_duplicate_indices``.
 
     Args:
-        name: Name of the optimizer, by default the class name in snake case.
+        name: Name of the optimizer. By default the class name; that in snake case,
+            numbered, of a class that declares nothing.
         lr: Old name of ``learning_rate``.
         decay: The learning rate is divided by 1 + decay · iterations. Unit 1.
         clipvalue: Every element of a gradient is clipped to [−c, c].
@@ -77,11 +78,18 @@ class Optimizer(Inspection):
             the device finds out and nothing waits: a later step, or whatever reads
             `last_step_applied`, weights or slots, raises the error.
         slot_dtypes: None: float32 beside half-precision variables, else the
-            variable's dtype; ``"variable"``: always that; or slot name to dtype.
+            variable's dtype; ``"variable"``: always that; a dtype; or slot name to
+            dtype, as torch dtypes or by name.
+        low_precision_copy: Dtype of a copy of every variable, a slot that the update
+            writes in the same pass; None for none.
         gradient_accumulation_steps: N >= 2: the mean of N gradients is applied in
             every N-th call of `apply_gradients`; the others only add theirs to a sum.
         use_ema: Whether a moving average of every variable is kept. In a step all
             follow, as in Keras 3; where a gradient is sparse, the touched rows do.
+        ema_momentum: What such an average keeps of itself in a step, 0.99 by default.
+        ema_overwrite_frequency: Every so many steps variables become their averages;
+            None for never.
+        loss_scale_factor: None; Keras 3's word for what `LossScaleOptimizer` does.
         stochastic_rounding: Whether bfloat16 variables and slots are rounded up or
             down by chance, so that no update is too small to be seen on average.
         rounding_seed: Seed of that chance, 0 by default.
@@ -121,7 +129,7 @@ class Optimizer(Inspection):
         gradient_aggregator: Callable[[Pairs], Pairs] | None = None
         gradient_transformers: Sequence[Callable[[Pairs], Pairs]] | None = None  # pyright: ignore[reportIncompatibleVariableOverride] - a field here
         sparse_update: InitVar[str] = "rows"
-        slot_dtypes: InitVar[str | Mapping[str, str | torch.dtype] | None] = None
+        slot_dtypes: InitVar[SlotDtypesGiven] = None
         low_precision_copy: InitVar[str | torch.dtype | None] = None
         nonfinite: InitVar[NonFinite] = "off"
         use_ema: InitVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride] - a field here
@@ -136,18 +144,10 @@ class Optimizer(Inspection):
         where = type(self).__name__
         self._refuse_unknown(where, options)
         set_plain = super().__setattr__
-        for attribute in (
-            "_hyper",
-            "_flags",
-            "_entries",
-            "_shards",
-            "_values",
-            "_bound",
-            "_labels",
-        ):
+        for attribute in _TABLES:
             set_plain(attribute, {})
         self._flags.update({n: f.default for n, f in self._flags_declared.items()})
-        self._name = checked_name(where, name) or _unique_name(type(self))
+        self._name = checked_name(where, name) or unique_name(type(self))
         self._slot_names, self._weights = [], []
         self._iterations, self._warned = None, set()
         self._plan, self._plan_rule, self._recognition = None, None, None
@@ -266,7 +266,7 @@ class Optimizer(Inspection):
                 NaN; no variable or slot is changed then, but a cycle of
                 ``gradient_accumulation_steps`` ends with an error of its last call. On
                 a GPU it may be one of an earlier step; this one is not begun then.
-            IndexError: If a GPU has told of a wrong index in an earlier step, which
+            RowIndexError: If a GPU has told of a wrong index in an earlier step, which
                 has changed nothing; this one is not begun.
         """
         del name
@@ -328,7 +328,12 @@ class Optimizer(Inspection):
         variables = [variable for _, variable in pairs]
         if not shows_all:
             pairs = filter_none(pairs, self._warned)
-        check_pairs([pair for pair in pairs if pair[0] is not None])
+        try:
+            check_pairs([pair for pair in pairs if pair[0] is not None])
+        except (TypeError, ValueError, IndexError):
+            if shows_all:  # the other replicas would wait for this one
+                self._refuse_with_others(pairs)
+            raise
         self._create_all_weights(variables)
         if joins and pairs:
             pairs = self._aggregated(pairs)
@@ -360,7 +365,7 @@ class Optimizer(Inspection):
     def __setstate__(self, state: dict[str, Any]) -> None:
         entries = state.pop("_entries")
         self.__dict__.update(state, _entries={}, _shards={}, _values={}, _bound={})
-        self.__dict__.update(_strategy=None, _plan=None, _plan_rule=None, _labels={})
+        self.__dict__.update(_plan=None, _plan_rule=None, _labels={})
         self.__dict__.update(_recognition=None, _raw_batch=Batch())
         for entry, name, label in entries:
             self._entries[id(entry.variable)] = entry
@@ -386,15 +391,3 @@ class Optimizer(Inspection):
 
 
 OptimizerV2 = Optimizer
-
-
-def _unique_name(cls: type) -> str:
-    """The class name in snake case, numbered from its second use on."""
-    snake = re.sub(
-        r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
-    ).lower()
-    number = next(_names_in_use.setdefault(snake, itertools.count()))
-    return f"{snake}_{number}" if number else snake
-
-
-_names_in_use: dict[str, itertools.count[int]] = {}

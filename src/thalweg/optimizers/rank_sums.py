@@ -33,6 +33,10 @@ class Part(Protocol):
         """A new tensor, placed as the variable is."""
         ...
 
+    def read_whole(self) -> torch.Tensor:
+        """A new plain tensor, on the variable's device."""
+        ...
+
 
 class SavedSum(Protocol):
     """A slot of gradients that waited when a checkpoint was saved."""
@@ -68,7 +72,7 @@ class _Whole:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
-        self.read = tensor.clone
+        self.read = self.read_whole = tensor.clone
 
 
 class AlikeSum(NamedTuple):
@@ -141,7 +145,8 @@ class Replicas(NamedTuple):
 
         With as many ranks as before each takes its own. Otherwise the parts of all
         are added in rank order, rows laid end to end, and the first rank takes that,
-        where ranks have sums of their own; the others take zeros, or no rows.
+        where ranks have sums of their own; the others take zeros, or no rows. Rows
+        are plain, and alike on all ranks that hold a part of a sharded variable.
 
         Args:
             saved: The slot.
@@ -150,15 +155,17 @@ class Replicas(NamedTuple):
         Returns:
             A new tensor; None if this rank had nothing, and goes on so.
         """
-        if self.keep_their_ranks(saved, is_alike=is_alike):
-            part = saved.parts.get(rank())
-            return None if part is None else part.read()
-        has_own = self.number > 1 and not is_alike
         is_dense = saved.slot == ACCUMULATOR
+        readers = {
+            n: p.read if is_dense else p.read_whole for n, p in saved.parts.items()
+        }
+        if self.keep_their_ranks(saved, is_alike=is_alike):
+            return readers[rank()]() if rank() in readers else None
+        has_own = self.number > 1 and not is_alike
         if has_own and rank() != 0:
-            nothing = next(iter(saved.parts.values())).read()
+            nothing = next(iter(readers.values()))()
             return nothing.zero_() if is_dense else nothing[:0]
-        parts = (saved.parts[number].read() for number in sorted(saved.parts))
+        parts = (readers[number]() for number in sorted(readers))
         whole = _added(parts) if is_dense else torch.cat(list(parts))
         share = saved.ranks if saved.reduction == "mean" else 1
         needed = self.number if has_own and self.reduction == "mean" else 1

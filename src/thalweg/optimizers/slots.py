@@ -10,10 +10,16 @@ import numpy as np
 import torch
 
 from thalweg import distribute
+from thalweg.distribute.components import component_of
 from thalweg.errors import describe, message
 from thalweg.optimizers.declarations import Slot
 from thalweg.optimizers.hyperparameters import HyperparameterAccess
-from thalweg.optimizers.initial import Initializer, initial_value, new_slot
+from thalweg.optimizers.initial import (
+    Initializer,
+    initial_value,
+    new_slot,
+    write_value,
+)
 from thalweg.optimizers.per_variable import match_patterns
 from thalweg.optimizers.variables import trainable_of, variable_of
 from thalweg.state import (
@@ -60,7 +66,7 @@ class SlotTable(HyperparameterAccess, Trackable):
     _slot_names: list[str]
     _weights: list[torch.Tensor]
     _iterations: Variable | None
-    _strategy: Any
+    _strategy: Any = None
 
     # -- iterations -----------------------------------------------------------
 
@@ -280,7 +286,8 @@ class SlotTable(HyperparameterAccess, Trackable):
             slot_name: Name of the slot.
 
         Returns:
-            The slot, a `Variable`.
+            The slot, a `Variable`; for a part of a variable, as an override is shown
+            one of a sharded variable, that part of it.
 
         Raises:
             KeyError: If there is no such slot.
@@ -288,7 +295,7 @@ class SlotTable(HyperparameterAccess, Trackable):
         # An override asks this for every variable: most often with the variable itself.
         entry = self._entries.get(id(var)) or self._find(var)
         slot = None if entry is None else entry.slots.get(slot_name)
-        if slot is None:
+        if entry is None or slot is None:
             raise KeyError(
                 message(
                     f"{type(self).__name__}.get_slot",
@@ -297,6 +304,8 @@ class SlotTable(HyperparameterAccess, Trackable):
                     "Call build(variables) or take a step first.",
                 )
             )
+        if self._shards and handle_of(var) is not entry.variable:
+            return component_of(slot)
         return slot
 
     def get_slot_names(self) -> list[str]:
@@ -332,8 +341,7 @@ class SlotTable(HyperparameterAccess, Trackable):
                     "Restore into an optimizer of the same variables.",
                 )
             )
-        with torch.no_grad():
-            slot.copy_(value)
+        write_value(slot, value)
 
     # -- lists of weights -----------------------------------------------------
 
@@ -381,6 +389,5 @@ class SlotTable(HyperparameterAccess, Trackable):
                     f"Optimizer weight shape {tuple(own.shape)} not compatible with "
                     f"provided weight shape {tuple(given.shape)}."
                 )
-        with torch.no_grad():
-            for own, given in zip(self._weights, arrays, strict=True):
-                own.copy_(given)
+        for own, given in zip(self._weights, arrays, strict=True):
+            write_value(own, given)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from thalweg.errors import describe, message
+from thalweg.gradients import sharded_parameter
 from thalweg.state import Trackable, handle_of, name_of, register_name
 
 __all__ = ["check_variable", "trainable_of", "variable_of"]
@@ -30,7 +31,11 @@ def variable_of(item: Any) -> torch.Tensor:
 
 
 def check_variable(where: str, variable: Any) -> torch.Tensor:
-    """Refuse what no optimizer can update; give the tensor that is written."""
+    """Refuse what no optimizer can update; give the tensor that is written.
+
+    Where FSDP2 shows a gathered parameter until the backward pass ends, and a tape has
+    taken its gradient, that is the sharded one.
+    """
     if not isinstance(variable, torch.Tensor):
         raise TypeError(
             message(
@@ -40,7 +45,7 @@ def check_variable(where: str, variable: Any) -> torch.Tensor:
                 "Pass one.",
             )
         )
-    handle = handle_of(variable)
+    handle = sharded_parameter(handle_of(variable))
     if not handle.is_floating_point():
         advice = (
             "Optimize torch.view_as_real(variable) instead."

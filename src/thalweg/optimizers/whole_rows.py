@@ -64,8 +64,14 @@ class WholeRows(StepCount):
             with their sparse gradients, of which only touched rows shall move.
 
         Raises:
-            ValueError: If an index names no row, where the host looks.
+            ValueError: If an index names no row, where the host looks, or a shard holds
+                parts of rows that the rule reads.
         """
+        self._check_cuts(
+            (entry, component)
+            for entry, component, gradient in located
+            if isinstance(gradient, IndexedSlices)
+        )
         chosen = self._all_rows(located)
         if clock is None:
             if "decay" in chosen.values():  # they act one by one, later

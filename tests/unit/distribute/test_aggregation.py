@@ -1,4 +1,4 @@
-"""Plans: what the ranks agree on, with the other ranks' word given by the test."""
+"""Reduction by plans, in one process; several ranks are in tests/distributed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from thalweg.distribute import aggregation, collectives
-from thalweg.distribute.aggregation import Aggregator, Kind, Sighting, make_plan
+from thalweg.distribute import aggregation
+from thalweg.distribute.aggregation import Aggregator
 from thalweg.distribute.collectives import ReduceOp
 from thalweg.state import IndexedSlices
 
@@ -19,90 +19,15 @@ def _rows(shape: tuple[int, ...] = (4, 2), dtype: torch.dtype = torch.float32) -
     return IndexedSlices(torch.ones(1, 2, dtype=dtype), torch.tensor([1]), shape)
 
 
-@pytest.fixture
-def other_rank(monkeypatch: pytest.MonkeyPatch) -> list[list[Sighting]]:
-    """A list; what the test puts into it is what the other ranks say."""
-    others: list[list[Sighting]] = []
-    monkeypatch.setattr(
-        collectives, "all_gather_objects", lambda own, group=None: [own, *others]
-    )
-    return others
-
-
-def _sighting(kind: Kind, dtype: torch.dtype = torch.float32) -> Sighting:
-    return Sighting((4, 2), kind, dtype)
-
-
-@pytest.mark.parametrize(
-    ("own", "other", "expected"),
-    [
-        (None, Kind.UNKNOWN, "unknown"),
-        (None, Kind.DENSE, "dense"),
-        (None, Kind.ROWS, "rows"),
-        (torch.ones(4, 2), Kind.UNKNOWN, "dense"),
-        (torch.ones(4, 2), Kind.ROWS, "dense"),
-        (_rows(), Kind.DENSE, "dense"),
-        (_rows(), Kind.UNKNOWN, "rows"),
-        (_rows(), Kind.ROWS, "rows"),
-    ],
-)
-def test_ranks_agree_on_what_travels(
-    other_rank: list[list[Sighting]], own: Any, other: Kind, expected: str
-) -> None:
-    other_rank.append([_sighting(other)])
-    variable = torch.zeros(4, 2)
-    plan = make_plan([own], [variable])
-    found = {
-        name: getattr(plan, name)
-        for name in ("dense", "rows", "unknown")
-        if getattr(plan, name)
-    }
-    assert found == {expected: [0]}
-
-
-def test_widest_dtype_travels_and_a_missing_gradient_has_no_say(
-    other_rank: list[list[Sighting]],
-) -> None:
-    variables = [torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.float64)]
-    other_rank.append(
-        [_sighting(Kind.DENSE, torch.bfloat16), _sighting(Kind.DENSE, torch.float32)]
-    )
-    plan = make_plan([torch.ones(4, 2), None], variables)
-    assert plan.dtypes == [torch.float32, torch.float32]
-
-
-def test_other_shapes_are_refused(other_rank: list[list[Sighting]]) -> None:
-    other_rank.append([Sighting((2, 4), Kind.DENSE, torch.float32)])
-    with pytest.raises(RuntimeError, match="the same variables in the same order"):
-        make_plan([torch.ones(4, 2)], [torch.zeros(4, 2)])
-
-
-def test_wrapping_on_one_rank_only_is_refused(
-    other_rank: list[list[Sighting]],
-) -> None:
-    other_rank.append([_sighting(Kind.ELSEWHERE)])
-    with pytest.raises(RuntimeError, match="on every rank or on none"):
-        make_plan([torch.ones(4, 2)], [torch.zeros(4, 2)])
-
-
-def test_a_wrapped_variable_is_left_alone(
-    other_rank: list[list[Sighting]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(aggregation, "reduced_elsewhere", lambda v: [True] * len(v))
-    other_rank.append([_sighting(Kind.ELSEWHERE)])
-    plan = make_plan([torch.ones(4, 2)], [torch.zeros(4, 2)])
-    assert (plan.dense, plan.rows, plan.unknown) == ([], [], [])
-
-
 def test_a_plan_is_made_once_for_the_same_variables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[int] = []
     original = aggregation.make_plan
 
-    def counting(gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
+    def counting(gradients: Any, variables: Sequence[Any], **options: Any) -> Any:
         made.append(len(variables))
-        return original(gradients, variables)
+        return original(gradients, variables, **options)
 
     monkeypatch.setattr(aggregation, "make_plan", counting)
     aggregator = Aggregator(ReduceOp.SUM)
@@ -137,12 +62,66 @@ def test_one_rank_keeps_the_pattern_of_none() -> None:
     assert results == [None, None, None]
 
 
-def test_rows_fill_a_dense_plan() -> None:
+def test_a_plan_follows_the_gradients() -> None:
     aggregator = Aggregator(ReduceOp.SUM)
     variable = torch.zeros(4, 2)
+    for _ in range(2):
+        [result] = aggregator.reduce([torch.ones(4, 2)], [variable])
+        assert torch.equal(result, torch.ones(4, 2))
+        [result] = aggregator.reduce([_rows()], [variable])
+        assert result.indices.tolist() == [1]
+        assert aggregator.reduce([None], [variable]) == [None]
+
+
+def test_a_wider_gradient_is_not_cast() -> None:
+    aggregator = Aggregator(ReduceOp.SUM)
+    dense, table = torch.zeros(4, 2), torch.zeros(4, 2)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        given = torch.ones(4, 2, dtype=dtype), _rows(dtype=dtype)
+        results = aggregator.reduce(given, [dense, table])
+        # What has been wide stays so; rows are of the dtype of their step.
+        assert torch.promote_types(results[0].dtype, dtype) == results[0].dtype
+        assert results[1].dtype == dtype
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Plans as on a GPU, where flags are read only if they matter; what was sent."""
+    make, reduce = aggregation.make_plan, aggregation.collectives.all_reduce_bucketed
+    sent: list[int] = []
+
+    def make_unread(*args: Any, **options: Any) -> Any:
+        plan = make(*args, **options)
+        plan.is_always_read = bool(plan.unknown)
+        return plan
+
+    def counting(tensors: Sequence[Any], *rest: Any) -> Any:
+        sent.append(len(tensors))
+        return reduce(tensors, *rest)
+
+    monkeypatch.setattr(aggregation, "make_plan", make_unread)
+    monkeypatch.setattr(aggregation.collectives, "all_reduce_bucketed", counting)
+    return sent
+
+
+def test_a_plan_follows_where_flags_are_seldom_read(unread: list[int]) -> None:
+    aggregator, variable = Aggregator(ReduceOp.SUM), torch.zeros(4, 2)
+    for gradient in (torch.ones(4, 2), _rows(), None, torch.ones(4, 2), None, _rows()):
+        [result] = aggregator.reduce([gradient], [variable])
+        assert type(result) is type(gradient)
+    assert unread == [2, 2, 1, 2, 2]  # rows alone are not sent here
+
+
+def test_what_nobody_would_read_is_not_sent(unread: list[int]) -> None:
+    aggregator, variable = Aggregator(ReduceOp.SUM), torch.zeros(4, 2)
     aggregator.reduce([torch.ones(4, 2)], [variable])
+    del unread[:]
+    aggregator.refuse([variable])
+    assert unread == []
+    aggregator.reduce([_rows()], [variable])
+    aggregator.refuse([variable])  # with the number of rows
     [result] = aggregator.reduce([_rows()], [variable])
-    assert result.tolist() == [[0, 0], [1, 1], [0, 0], [0, 0]]
+    assert result.indices.tolist() == [1]
 
 
 def test_a_gradient_of_another_shape_is_refused() -> None:

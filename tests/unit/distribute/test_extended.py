@@ -164,3 +164,7 @@ def test_only_the_default_update_may_be_left_out() -> None:
             return super().colocate_vars_with(var)
 
     assert not Elsewhere().has_default_update
+
+
+def test_one_replica_tells_nobody_of_a_refusal(extended: StrategyExtended) -> None:
+    extended.refuse_gradients([torch.ones(2)])

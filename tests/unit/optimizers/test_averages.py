@@ -103,6 +103,34 @@ def test_a_step_left_out_moves_no_average() -> None:
     assert averages(optimizer, [a, b]) == [3.5, 7.5]
 
 
+class OwnSlots(ByHand):
+    """Makes its slots by itself, as classes of Keras 2 do."""
+
+    def _create_slots(self, var_list: Any) -> None:
+        for variable in var_list:
+            self.add_slot(variable, "m")
+
+
+@pytest.mark.parametrize("cycle", [None, 2])
+@pytest.mark.parametrize("use_ema", [True, False])
+@pytest.mark.parametrize("copies", [None, "bfloat16"])
+def test_an_override_of_create_slots_need_not_know_of_followers(
+    cycle: int | None, use_ema: bool, copies: str | None
+) -> None:
+    options: Any = {"use_ema": use_ema, "low_precision_copy": copies}
+    found = []
+    for make in (ByHand, OwnSlots):
+        a, b = variables = held()
+        optimizer = make(gradient_accumulation_steps=cycle, **options)
+        for _ in range(2 * (cycle or 1)):
+            optimizer.apply_gradients([(torch.ones(3), v) for v in variables])
+        names = ["average"] * use_ema + ["low_precision_copy"] * (copies is not None)
+        slots = [optimizer.get_slot(v, n).tolist() for v in variables for n in names]
+        found.append((int(optimizer.iterations), a.tolist(), b.tolist(), slots))
+    assert found[0] == found[1]
+    assert found[0][0] == 2
+
+
 @pytest.mark.parametrize("nonfinite", ["off", "skip"])
 def test_on_a_device_nothing_waits_for_it(nonfinite: Any) -> None:
     schedule = tw.optimizers.schedules.ExponentialDecay(0.75, 1, 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -99,3 +100,42 @@ def test_a_shallow_copy_of_a_loss_scale_has_its_own_inner_numbers(
     assert copied.iterations is optimizer.iterations
     assert float(copied.loss_scale) == float(optimizer.loss_scale) == 4.0
     assert copied.get_config()["dynamic"] is dynamic
+
+
+class Doubling(tw.distribute.StrategyExtended):
+    """As if another replica had the same gradients."""
+
+    def aggregate_gradients(self, pairs: Any) -> Any:
+        return [(2 * gradient, variable) for gradient, variable in pairs]
+
+
+def pickled(optimizer: Any) -> Any:
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickled])
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_copy_reduces_as_the_strategy_it_was_made_under(
+    how: Callable[[Any], Any], is_wrapped: bool
+) -> None:
+    strategy = tw.distribute.Strategy(Doubling())
+    with strategy.scope():
+        optimizer: Any = tw.optimizers.SGD(0.5)
+        weight = tw.Variable([4.0])
+    if is_wrapped:
+        optimizer = tw.LossScaleOptimizer(optimizer, False, 8.0)
+    copied = how(optimizer)
+    copied.apply_gradients([(torch.ones(1), weight)])
+    assert weight.item() == 3.0
+    inner = copied.inner_optimizer if is_wrapped else copied
+    assert how is pickled or inner._strategy is strategy
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickled])
+def test_a_copy_of_one_without_a_strategy_takes_the_one_in_force(
+    how: Callable[[Any], Any],
+) -> None:
+    copied, weight = how(tw.optimizers.SGD(0.5)), tw.Variable([4.0])
+    strategy = tw.distribute.Strategy(Doubling())
+    strategy.run(copied.apply_gradients, ([(torch.ones(1), weight)],))
+    assert weight.item() == 3.0

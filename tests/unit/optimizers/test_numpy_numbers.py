@@ -43,7 +43,7 @@ def test_a_clip_may_be_a_numpy_number(option: str) -> None:
 
 def test_every_further_option_may_be_a_numpy_number() -> None:
     options: dict[str, Any] = {
-        "use_ema": True,
+        "use_ema": np.True_,
         "ema_momentum": np.float32(0.5),
         "ema_overwrite_frequency": np.int64(3),
         "gradient_accumulation_steps": np.int32(2),
@@ -58,6 +58,17 @@ def test_every_further_option_may_be_a_numpy_number() -> None:
     assert json.loads(json.dumps(config)) == config
     assert config["gradient_accumulation_steps"] == 2
     assert config["per_variable"]["0.*"] == {"learning_rate": {"scale": 0.5}}
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_switches_may_be_numpy_bools(asked: bool) -> None:
+    given: Any = np.bool_(asked)
+    assert tw.optimizers.SGD(0.5, use_ema=given).use_ema is asked
+    inner = tw.optimizers.SGD(0.5)
+    scaled = tw.LossScaleOptimizer(inner, given, np.float32(2.0))  # pyright: ignore[reportArgumentType]
+    assert scaled.get_config()["dynamic"] is asked
+    with pytest.raises(TypeError, match=r"SGD: use_ema: expected a bool; got 1"):
+        tw.optimizers.SGD(0.5, use_ema=np.int64(1))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_configuration_of_keras_is_taken() -> None:

@@ -30,6 +30,8 @@ class Part(NamedTuple):
     def read(self) -> torch.Tensor:
         return self.value.clone()
 
+    read_whole = read
+
 
 class Saved(NamedTuple):
     slot: str

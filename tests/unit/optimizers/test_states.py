@@ -74,6 +74,48 @@ def test_wrong_states_are_refused_before_anything_is_written(
     assert [s.item() for s in optimizer.state_variables().values()] == [1.0, 0.5]
 
 
+class ByHand(Counting):
+    """Updates without a rule, and makes its slots itself."""
+
+    def _create_slots(self, var_list: Any) -> None:
+        for variable in var_list:
+            self.add_slot(variable, "m")
+
+    def _resource_apply_dense(
+        self, grad: Any, var: Any, apply_state: Any = None
+    ) -> None:
+        del apply_state
+        var.assign_sub(grad / self.count)
+
+
+@pytest.mark.parametrize(("given", "text"), WRONG)
+def test_a_class_that_updates_by_hand_is_refused_before_it_writes(
+    given: Any, text: str
+) -> None:
+    class Given(ByHand):
+        def next_states(self, step):
+            return given
+
+    optimizer, held = Given(), [tw.Variable([4.0]), tw.Variable([5.0])]
+    for _ in range(2):
+        with pytest.raises(TypeError, match=text):
+            optimizer.apply_gradients([(torch.ones(1), v) for v in held])
+    assert [weight.item() for weight in held] == [4.0, 5.0]
+    assert optimizer.iterations.item() == 0
+
+
+def test_states_move_where_an_override_makes_the_slots() -> None:
+    class Given(ByHand):
+        def next_states(self, step):
+            return {"count": self.count + 1.0}
+
+    optimizer, weight = Given(), tw.Variable([4.0])
+    for _ in range(2):
+        optimizer.apply_gradients([(torch.ones(1), weight)])
+    assert weight.item() == 4.0 - 1.0 - 0.5
+    assert [w.item() for w in optimizer.weights] == [2, 3.0, 0.5, 0.0]
+
+
 def test_a_name_that_comes_later_is_refused_before_a_state_is_written() -> None:
     def given(self: Any, step: float) -> dict[str, float]:
         return {"count": 2.0} if step == 1 else {"count": 3.0, "c": 1.0}
