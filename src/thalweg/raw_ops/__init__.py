@@ -1,7 +1,8 @@
 """TensorFlow's raw ops that update variables: its names, arguments and order.
 
 All arguments are keywords. Variables are tensors, `Variable`s or their ``handle``;
-scalars are numbers or 0-d tensors. Every op writes in place and returns nothing.
+scalars are numbers or 0-d tensors. Ops that update write in place and return nothing;
+`ReadVariableOp` and `ResourceGather` return tensors.
 """
 
 from __future__ import annotations
