@@ -120,6 +120,7 @@ class Applying(Recognizing):
         if numbers is None:
             numbers = self._numbers_known = KnownNumbers()
         if self._clocks or self._states or not numbers.holds_count(self.iterations):
+            numbers.are_repeated = False
             return super().values_in_force()
         columns = numbers.columns(hyper, table)
         if columns is None:
@@ -130,11 +131,20 @@ class Applying(Recognizing):
     @override
     def _count_step(self) -> None:
         numbers = self._numbers_known
-        if self._clocks or not (numbers and numbers.holds_count(self.iterations)):
+        if self._clocks or numbers is None or not numbers.count_step(self._iterations):
             super()._count_step()
-            return
-        numbers.count_step()
-        self.__dict__["_is_applied"] = True
+        else:
+            self.__dict__["_is_applied"] = True
+
+    def _rule_in_force(self, columns: tuple[str, ...]) -> Rule:
+        """The rule of this step, whose numbers `values_in_force` has just found."""
+        numbers, flags = self._numbers_known, self._flags
+        rule = None if numbers is None else numbers.rule(columns, flags)
+        if rule is None:
+            rule = self._bound_rule(columns)
+            if numbers is not None and self._rule_follows_numbers:
+                numbers.remember_rule(columns, flags, rule)
+        return rule
 
     # -- by a plan ------------------------------------------------------------
 
@@ -168,7 +178,7 @@ class Applying(Recognizing):
         batch: Known | None,
     ) -> bool:
         """Update by the plan; False if the step was left out."""
-        rule = self._bound_rule(transforms.columns)
+        rule = self._rule_in_force(transforms.columns)
         if batch is None and self._replay is not None:
             batch = self._recognized(pairs)  # torch's sparse gradients are slices now
         if batch:

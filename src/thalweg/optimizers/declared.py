@@ -31,6 +31,7 @@ __all__ = [
     "unknown_hyperparameter",
 ]
 
+_OWN_MODULES = "thalweg.optimizers."
 _STEP = "step"
 _names_in_use: dict[str, itertools.count[int]] = {}
 _RESERVED = ("self", "name", "options", _STEP)
@@ -54,6 +55,8 @@ class Declared:
     _states_declared: Mapping[str, State] = {}
     _slot_conditions: tuple[str, ...] = ()
     """What slots ask ``when`` of, beside flags."""
+    _rule_follows_numbers: bool = False
+    """Whether nothing but hyperparameters and flags says what the rule is."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -66,12 +69,20 @@ class Declared:
         cls._states_declared = declared_of(cls, State)
         conditions = {s.when for s in slots.values() if s.when is not None}
         cls._slot_conditions = tuple(sorted(conditions - cls._flags_declared.keys()))
+        cls._rule_follows_numbers = _follows_numbers(cls)
         own = vars(cls)
         declares = any(isinstance(v, (Hyper, Flag)) for v in own.values())
         if declares and "__init__" not in own:
             _write_constructor(cls)
         if own.get("update") is not None:
             _check_update(cls, own["update"])
+
+
+def _follows_numbers(cls: type[Declared]) -> bool:
+    """True where no class from elsewhere has a say: it may look at anything."""
+    asked = {"rule", "rule_flags", "active_slots", "use_ema", *cls._slot_conditions}
+    others = [k for k in cls.__mro__ if not k.__module__.startswith(_OWN_MODULES)]
+    return not any(asked & vars(other).keys() for other in others)
 
 
 def _write_constructor(cls: type[Declared]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from thalweg.distribute import has_strategy
 from thalweg.distribute.components import any_distributed
 from thalweg.distribute.finite import are_nonfinite
 from thalweg.errors import message
@@ -133,6 +134,19 @@ class GradientHooks(RuleApplication):
     def _transform_unaggregated_gradients(self, grads_and_vars: Pairs) -> Pairs:
         """Hook: change gradients before they are summed over replicas."""
         return grads_and_vars
+
+    @property
+    def _joins_nothing(self) -> bool:
+        """Whether it is plain at once that neither hooks nor replicas join anything."""
+        hooks, own = GradientHooks, type(self)
+        return (
+            self._strategy is None
+            and self.gradient_aggregator is None
+            and own._aggregate_gradients is hooks._aggregate_gradients
+            and own._transform_unaggregated_gradients
+            is hooks._transform_unaggregated_gradients
+            and not has_strategy()
+        )
 
     def _aggregate_gradients(self, grads_and_vars: Pairs) -> Pairs:
         """Hook: sum gradients over replicas."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from thalweg.compiler import Rule
 from thalweg.optimizers.scalar_table import ScalarTable
 from thalweg.state import Variable
 from thalweg.step import STEP
@@ -30,9 +31,14 @@ class KnownNumbers:
     """The hyperparameters of the last step, and the count where it lies in memory.
 
     A copy of an optimizer begins with none.
+
+    Attributes:
+        are_repeated: Whether those of this step are those of the one before.
     """
 
     def __init__(self) -> None:
+        self.are_repeated = False
+        self._rule: tuple[tuple[str, ...], tuple[bool, ...], Rule] | None = None
         self._hyper: dict[str, Any] | None = None
         self._columns: dict[str, np.ndarray] = {}
         self._ones = np.ones(0)
@@ -59,10 +65,13 @@ class KnownNumbers:
             return False
         return self._address != 0
 
-    def count_step(self) -> None:
-        """Add one to the count that is held."""
+    def count_step(self, iterations: Variable | None) -> bool:
+        """Add one to the count that is held; False if this is not it."""
+        if iterations is None or not self.holds_count(iterations):
+            return False
         self._count.value += 1
         self._writes.count()
+        return True
 
     # -- hyperparameters ------------------------------------------------------
 
@@ -84,7 +93,9 @@ class KnownNumbers:
             or len(table) != len(self._ones)
             or applied == 0
         ):
+            self.are_repeated = False
             return None
+        self.are_repeated = True
         return {**self._columns, STEP: self._ones * (applied + 1.0)}
 
     def remember(
@@ -94,9 +105,38 @@ class KnownNumbers:
         columns: Mapping[str, np.ndarray],
     ) -> None:
         """Keep what a step has found, unless it depends on the count."""
-        self._hyper = None
+        self._hyper, self._rule = None, None
         is_plain = set(map(type, hyper.values())) <= _PLAIN and not table.varying
         # The first step has another momentum of the averages.
         if is_plain and hyper["decay"] == 0.0 and self._count.value > 0:
             self._hyper, self._columns = dict(hyper), dict(columns)
             self._ones = np.ones(len(table))
+
+    # -- the rule -------------------------------------------------------------
+
+    def rule(self, columns: tuple[str, ...], flags: Mapping[str, bool]) -> Rule | None:
+        """The rule of the step before, if it must be that of this one.
+
+        Args:
+            columns: Scalars of gradient transforms.
+            flags: The optimizer's flags, looked at by identity.
+        """
+        if not self.are_repeated or self._rule is None:
+            return None
+        known_columns, known_flags, rule = self._rule
+        is_same = columns == known_columns and all(
+            map(is_, known_flags, flags.values())
+        )
+        return rule if is_same else None
+
+    def remember_rule(
+        self, columns: tuple[str, ...], flags: Mapping[str, bool], rule: Rule
+    ) -> None:
+        """Keep the rule of a step, which follows from its numbers and these.
+
+        Args:
+            columns: Scalars of gradient transforms.
+            flags: The optimizer's flags.
+            rule: The rule with hyperparameters as its scalars.
+        """
+        self._rule = columns, tuple(flags.values()), rule

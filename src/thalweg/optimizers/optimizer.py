@@ -299,7 +299,7 @@ class Optimizer(Inspection):
         if batch is None:
             given, pairs = pairs, self._checked(take_pairs(pairs), joins=joins)
             self._note_absent(given)
-        elif joins:
+        elif joins and not self._joins_nothing:
             summed = self._aggregated(pairs)
             if summed is not pairs:
                 pairs, batch = summed, self._recognized(summed)

@@ -88,3 +88,55 @@ def test_a_copy_counts_for_itself() -> None:
     assert (int(optimizer.iterations), int(copied.iterations)) == (3, 5)
     steps(optimizer, variable, 2)
     assert torch.equal(variable, other)
+
+
+def rule_of(optimizer: Any, *columns: str) -> Any:
+    return optimizer._numbers_known.rule(columns, optimizer._flags)
+
+
+def test_the_rule_is_that_of_the_step_before() -> None:
+    optimizer, variable = tw.optimizers.SGD(), tw.Variable([1.0, 2.0])
+    steps(optimizer, variable)
+    assert rule_of(optimizer) is optimizer._bound_rule()
+    assert rule_of(optimizer, "clipvalue") is None
+    optimizer.momentum = 0.5
+    steps(optimizer, variable)
+    assert rule_of(optimizer) is optimizer._bound_rule()
+    assert len(rule_of(optimizer).slots) == 1
+    optimizer.nesterov = True
+    assert rule_of(optimizer) is None
+    steps(optimizer, variable)
+    assert rule_of(optimizer) is optimizer._bound_rule()
+
+
+class Turned(tw.optimizers.SGD):
+    """Climbs or descends, as an attribute of its own says."""
+
+    climbs = False
+
+    def rule(self) -> Any:
+        return climb if self.climbs else super().rule()
+
+
+def climb(var: Any, delta: Any, *, alpha: Any) -> Any:
+    return var + alpha * delta
+
+
+def test_a_rule_that_looks_at_other_things_is_asked_in_each_step() -> None:
+    optimizer, variable = Turned(0.5), tw.Variable([1.0, 2.0])
+    steps(optimizer, variable)
+    assert variable.tolist() == [-0.5, 0.5]
+    optimizer.climbs = True
+    steps(optimizer, variable)
+    assert variable.tolist() == [1.0, 2.0]
+    assert rule_of(optimizer) is None
+
+
+def test_an_aggregator_that_is_set_later_is_asked() -> None:
+    optimizer, variable = tw.optimizers.SGD(0.5), tw.Variable([1.0, 2.0])
+    steps(optimizer, variable)
+    assert optimizer._joins_nothing
+    optimizer.gradient_aggregator = lambda pairs: [(2.0 * g, v) for g, v in pairs]
+    assert not optimizer._joins_nothing
+    steps(optimizer, variable, 1)
+    assert variable.tolist() == [-1.5, -0.5]
