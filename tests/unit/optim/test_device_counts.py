@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,22 +15,10 @@ from tests.unit.step.pretended_device import (
     DEVICE,
     PretendedDevice,
     WaitedError,
-    pretended_device,
 )
 from thalweg import optim
 
 CAPTURABLE = [name for name in TWINS if name not in ("SGD", "Adagrad")]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[PretendedDevice]:
-    with pretended_device() as found:
-        yield found
-
-
-@pytest.fixture
-def device(shared: PretendedDevice) -> PretendedDevice:
-    return shared
 
 
 def there(held: Sequence[torch.Tensor]) -> Parameters:

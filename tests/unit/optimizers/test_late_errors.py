@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,15 +21,8 @@ from tests.unit.optimizers.test_no_waiting import (
 from tests.unit.step.pretended_device import (
     DEVICE,
     PretendedDevice,
-    pretended_device,
 )
 from thalweg.state import IndexedSlices
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[PretendedDevice]:
-    with pretended_device() as found:
-        yield found
 
 
 def rate_of(step: Any) -> float:

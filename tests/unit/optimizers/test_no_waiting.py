@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from tests.unit.step.pretended_device import (
     DEVICE,
     PretendedDevice,
     WaitedError,
-    pretended_device,
 )
 from thalweg import schedules
 from thalweg.state import IndexedSlices
@@ -23,12 +22,6 @@ RATE = schedules.ExponentialDecay(0.1, decay_steps=2, decay_rate=0.5)
 BUILT_IN = [
     name for name in tw.optimizers.names() if name not in ("lossscaleoptimizer",)
 ]
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[PretendedDevice]:
-    with pretended_device() as found:
-        yield found
 
 
 def variables(place: Any, constraint: Any = None) -> list[tw.Variable]:

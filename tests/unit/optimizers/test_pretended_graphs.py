@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,21 +14,14 @@ from tests.unit.optimizers.test_no_waiting import RATE, close, pairs_of, variabl
 from tests.unit.step.pretended_device import (
     DEVICE,
     PretendedDevice,
-    pretended_device,
 )
 from thalweg import optim
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[PretendedDevice]:
-    with pretended_device() as found:
-        yield found
-
-
 @pytest.fixture
-def device(shared: PretendedDevice, monkeypatch: pytest.MonkeyPatch) -> PretendedDevice:
-    monkeypatch.setattr(shared, "is_on_side_stream", False)
-    return shared
+def device(device: PretendedDevice, monkeypatch: pytest.MonkeyPatch) -> PretendedDevice:
+    monkeypatch.setattr(device, "is_on_side_stream", False)
+    return device
 
 
 def adam() -> Any:

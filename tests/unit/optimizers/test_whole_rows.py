@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,16 +13,9 @@ from tests.unit.optimizers.test_no_waiting import close, train, variables
 from tests.unit.step.pretended_device import (
     DEVICE,
     PretendedDevice,
-    pretended_device,
 )
 from thalweg.compiler.interpret import Interpreter
 from thalweg.optimizers.sparse_replay import SparseReplay
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[PretendedDevice]:
-    with pretended_device() as found:
-        yield found
 
 
 @pytest.mark.parametrize(("policy", "kind"), [("exact", "mixed"), ("keras", "rows")])

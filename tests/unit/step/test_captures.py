@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,15 +13,8 @@ import thalweg as tw
 from tests.unit.step.pretended_device import (
     DEVICE,
     PretendedDevice,
-    pretended_device,
 )
 from thalweg.step import device_rows
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[PretendedDevice]:
-    with pretended_device() as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)

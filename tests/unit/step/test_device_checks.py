@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 import thalweg as tw
-from tests.unit.step.pretended_device import DEVICE, PretendedDevice, pretended_device
+from tests.unit.step.pretended_device import DEVICE, PretendedDevice
 from thalweg.step import device_checks
 from thalweg.step.device_checks import (
     LateCheck,
@@ -19,12 +18,6 @@ from thalweg.step.device_checks import (
     listening,
     note_nonfinite,
 )
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[PretendedDevice]:
-    with pretended_device() as found:
-        yield found
 
 
 def check() -> LateCheck:
