@@ -28,13 +28,14 @@ from thalweg.compiler.key import KernelKey
 from thalweg.compiler.program import Columns, Program
 from thalweg.compiler.reductions import CHUNK
 from thalweg.compiler.rows import RowTables
-from thalweg.compiler.skeleton_c import ITEM_COLUMNS, pass_name
+from thalweg.compiler.skeleton_c import pass_name
+from thalweg.compiler.table_checks import check_tables, checked_row_tables
 from thalweg.compiler.tables import Between, TableInterpreter
-from thalweg.errors import describe, message
 
 __all__ = ["Kernel", "Launch", "RowLaunch", "Table"]
 
 Table = Union[Tensor, "np.ndarray[Any, Any]"]
+_KINDS = (Tensor, np.ndarray)
 
 _SHORT_ELEMENTS = 1_000_000
 """Up to here a launch keeps the interpreter lock: it takes a millisecond or less."""
@@ -139,21 +140,10 @@ class Kernel:
             ValueError: If a table has the wrong number of columns, or row tables are
                 missing.
         """
-        where = f"kernel of {self.key.rule.name}"
-        _check(where, "items", items, "int64", ITEM_COLUMNS)
-        _check(where, "pointers", pointers, "int64", len(self.key.dtypes))
-        _check(where, "scalars", scalars, "float64", len(self.columns))
-        if self.key.mode == "dense":
-            return Launch(self, items, pointers, scalars, ())
-        if starts is None or sources is None:
-            raise ValueError(
-                message(
-                    where, "starts and sources for rows", "none", "Pass both tables."
-                )
-            )
-        for name, table in (("starts", starts), ("sources", sources)):
-            _check(where, name, table, "int64", None)
-        return Launch(self, items, pointers, scalars, (starts, sources))
+        tables = {"items": items, "pointers": pointers, "scalars": scalars}
+        check_tables(self.key, len(self.columns), kinds=_KINDS, **tables)
+        rows = checked_row_tables(self.key, len(self.columns), _KINDS, starts, sources)
+        return Launch(self, items, pointers, scalars, rows)
 
     def bind_rows(self, rows: RowTables, pointers: Table, scalars: Table) -> RowLaunch:
         """Check the tables once and keep them for launches over other rows each time.
@@ -170,9 +160,8 @@ class Kernel:
             TypeError: If a table has another dtype or is not contiguous.
             ValueError: If a table has the wrong number of columns.
         """
-        where = f"rows of {self.key.rule.name}"
-        _check(where, "pointers", pointers, "int64", len(self.key.dtypes))
-        _check(where, "scalars", scalars, "float64", len(self.columns))
+        tables = {"pointers": pointers, "scalars": scalars}
+        check_tables(self.key, len(self.columns), kinds=_KINDS, **tables)
         return RowLaunch(self, rows, pointers, scalars)
 
     def functions(self, num_elements: int) -> list[Any]:
@@ -297,27 +286,6 @@ def _function(library: ctypes.CDLL, name: str, num_extra: int) -> Any:
     tables = [count, address, address, address, count, ctypes.c_int]
     function.argtypes = [*tables, *[address] * num_extra]
     return function
-
-
-def _check(where: str, name: str, table: Any, dtype: str, columns: int | None) -> None:
-    if str(getattr(table, "dtype", "")).removeprefix("torch.") != dtype:
-        raise TypeError(
-            message(where, f"a {dtype} table {name!r}", describe(table), "Convert it.")
-        )
-    if not (
-        table.is_contiguous() if isinstance(table, Tensor) else table.flags.c_contiguous
-    ):
-        raise TypeError(
-            message(where, f"a contiguous table {name!r}", "a strided one", "Copy it.")
-        )
-    shape = tuple(table.shape)
-    if len(shape) != (1 if columns is None else 2) or (columns and shape[1] != columns):
-        expected = "one axis" if columns is None else f"shape (n, {columns})"
-        raise ValueError(
-            message(
-                where, f"{expected} for {name!r}", f"shape {shape}", "See Kernel.bind."
-            )
-        )
 
 
 def _address(table: Table) -> int:

@@ -25,9 +25,10 @@ from thalweg.compiler.interpret import program_for
 from thalweg.compiler.key import KernelKey
 from thalweg.compiler.program import Columns, Program
 from thalweg.compiler.reductions import LANES
-from thalweg.compiler.skeleton_c import ITEM_COLUMNS, pass_name
+from thalweg.compiler.skeleton_c import pass_name
+from thalweg.compiler.table_checks import check_tables, checked_row_tables
 from thalweg.compiler.triton_tables import chunks_and_folds, cut, piece_length
-from thalweg.errors import describe, message
+from thalweg.errors import message
 
 __all__ = ["TritonKernel", "TritonLaunch", "compile_triton", "has_triton", "load_text"]
 
@@ -198,23 +199,14 @@ class TritonKernel:
             ValueError: If a table has the wrong number of columns, or row tables are
                 missing.
         """
-        where = f"kernel of {self.key.rule.name}"
-        _check(where, "items", items, torch.int64, ITEM_COLUMNS)
-        _check(where, "pointers", pointers, torch.int64, len(self.key.dtypes))
-        _check(where, "scalars", scalars, torch.float64, len(self.columns))
-        if self.key.mode == "dense":
-            return TritonLaunch(self, (items, pointers, scalars), (), 0)
-        if starts is None or sources is None:
-            raise ValueError(
-                message(
-                    where, "starts and sources for rows", "none", "Pass both tables."
-                )
-            )
-        for name, table in (("starts", starts), ("sources", sources)):
-            _check(where, name, table, torch.int64, None)
-        if width is None:
+        tables = {"items": items, "pointers": pointers, "scalars": scalars}
+        check_tables(self.key, len(self.columns), kinds=(Tensor,), **tables)
+        rows = checked_row_tables(
+            self.key, len(self.columns), (Tensor,), starts, sources
+        )
+        if rows and width is None:
             width = int(items[:, 3].max()) if len(items) else 0
-        return TritonLaunch(self, (items, pointers, scalars), (starts, sources), width)
+        return TritonLaunch(self, (items, pointers, scalars), rows, width or 0)
 
     def start(
         self,
@@ -334,24 +326,3 @@ def _share(length: int, unit: int) -> int:
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _check(
-    where: str, name: str, table: Any, dtype: torch.dtype, columns: int | None
-) -> None:
-    kind = str(dtype).removeprefix("torch.")
-    if not isinstance(table, Tensor) or table.dtype != dtype:
-        raise TypeError(
-            message(where, f"a {kind} table {name!r}", describe(table), "Convert it.")
-        )
-    if not table.is_contiguous():
-        raise TypeError(
-            message(where, f"a contiguous table {name!r}", "a strided one", "Copy it.")
-        )
-    shape = tuple(table.shape)
-    if len(shape) != (1 if columns is None else 2) or (columns and shape[1] != columns):
-        expected = "one axis" if columns is None else f"shape (n, {columns})"
-        where_to_look = "See TritonKernel.bind."
-        raise ValueError(
-            message(where, f"{expected} for {name!r}", f"shape {shape}", where_to_look)
-        )

@@ -10,15 +10,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from thalweg.compiler import APPLY, KernelKey, Rule
-from thalweg.rules.clip import squared_norm
 from thalweg.step.device_kernel import DeviceKernel, DeviceLaunch
-from thalweg.step.norms import ClipFactors, clip_key
+from thalweg.step.norms import ClipFactors, NormTables, clip_key, norm_kernels
 
 __all__ = ["DeviceClip", "DeviceNorms"]
-
-_RULE = Rule.of(squared_norm)
-_CLIPVALUE = "clipvalue"
 
 
 class DeviceNorms:
@@ -35,19 +30,12 @@ class DeviceNorms:
     def __init__(self, gradients: Sequence[Tensor], *, is_clipped: bool) -> None:
         device = gradients[0].device
         self.totals = torch.zeros(len(gradients), dtype=torch.float64, device=device)
-        positions: dict[torch.dtype, list[int]] = {}
-        for i, gradient in enumerate(gradients):
-            positions.setdefault(gradient.dtype, []).append(i)
-        flags = (("is_clipped", is_clipped),)
-        self._parts = [
-            _Part(
-                KernelKey(_RULE, flags, (d, torch.float64, d), layouts=("scalar",)),
-                chosen,
-                gradients,
-                self.totals,
-            )
-            for d, chosen in positions.items()
-        ]
+        self._parts: list[tuple[NormTables, DeviceLaunch]] = []
+        for key, chosen in norm_kernels(gradients, is_clipped=is_clipped).items():
+            kernel = DeviceKernel(key, device)
+            sizes = [gradients[p].numel() for p in chosen]
+            tables = NormTables(kernel.columns, chosen, sizes, self.totals.data_ptr())
+            self._parts.append((tables, kernel.bind(*tables.as_arguments())))
 
     def __call__(
         self,
@@ -67,42 +55,13 @@ class DeviceNorms:
             `totals`, valid until the next call; nothing waits for the device.
         """
         del num_threads
-        for part in self._parts:
-            part.run(addresses, 0.0 if clipvalue is None else clipvalue)
+        is_there = isinstance(clipvalue, Tensor)
+        for tables, launch in self._parts:
+            tables.fill(addresses, 0.0 if is_there or clipvalue is None else clipvalue)
+            if is_there and tables.clipvalue is not None:
+                launch.columns[tables.clipvalue] = clipvalue
+            launch()
         return self.totals
-
-
-class _Part:
-    """The gradients of one dtype."""
-
-    def __init__(
-        self,
-        key: KernelKey,
-        positions: Sequence[int],
-        gradients: Sequence[Tensor],
-        totals: Tensor,
-    ) -> None:
-        kernel = DeviceKernel(key, totals.device)
-        count, columns = len(positions), kernel.columns
-        self._order = np.array(positions, dtype=np.int64)
-        items = np.zeros((count, 5), dtype=np.int64)
-        items[:, 0] = items[:, 4] = np.arange(count)
-        items[:, 3] = [gradients[p].numel() for p in positions]
-        self._pointers = np.zeros((count, 3), dtype=np.int64)
-        self._pointers[:, 1] = totals.data_ptr() + 8 * self._order
-        self._scalars = np.zeros((count, len(columns)), dtype=np.float64)
-        self._scalars[:, columns.index[APPLY]] = 1.0
-        self._clipvalue = columns.index.get(_CLIPVALUE)
-        self._launch = kernel.bind(items, self._pointers, self._scalars)
-
-    def run(self, addresses: np.ndarray, clipvalue: float | Tensor) -> None:
-        self._pointers[:, 0] = self._pointers[:, 2] = addresses[self._order]
-        if self._clipvalue is not None:
-            if isinstance(clipvalue, Tensor):
-                self._launch.columns[self._clipvalue] = clipvalue
-            else:
-                self._scalars[:, self._clipvalue] = clipvalue
-        self._launch()
 
 
 class DeviceClip(ClipFactors):

@@ -7,13 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from thalweg.compiler import APPLY, Kernel, KernelKey, Rule, compile_rules
+from thalweg.compiler import (
+    APPLY,
+    Columns,
+    Kernel,
+    KernelKey,
+    Launch,
+    Rule,
+    compile_rules,
+)
 from thalweg.rules.clip import clip_scale, squared_norm
 
-__all__ = ["ClipFactors", "HostClip", "SquaredNorms", "clip_key"]
+__all__ = [
+    "ClipFactors",
+    "HostClip",
+    "NormTables",
+    "SquaredNorms",
+    "clip_key",
+    "norm_kernels",
+]
 
 _RULE = Rule.of(squared_norm)
-_CLIPVALUE = "clipvalue"
 
 
 class SquaredNorms:
@@ -26,19 +40,14 @@ class SquaredNorms:
 
     def __init__(self, gradients: Sequence[torch.Tensor], *, is_clipped: bool) -> None:
         self._totals = np.zeros(len(gradients), dtype=np.float64)
-        positions: dict[torch.dtype, list[int]] = {}
-        for i, gradient in enumerate(gradients):
-            positions.setdefault(gradient.dtype, []).append(i)
-        flags = (("is_clipped", is_clipped),)
-        keys = [
-            KernelKey(_RULE, flags, (d, torch.float64, d), layouts=("scalar",))
-            for d in positions
-        ]
-        kernels = compile_rules(keys)
-        self._parts = [
-            _Part(kernel, chosen, gradients, self._totals)
-            for kernel, chosen in zip(kernels, positions.values(), strict=True)
-        ]
+        positions = norm_kernels(gradients, is_clipped=is_clipped)
+        self._parts: list[tuple[NormTables, Launch]] = []
+        for kernel, chosen in zip(
+            compile_rules(list(positions)), positions.values(), strict=True
+        ):
+            sizes = [gradients[p].numel() for p in chosen]
+            tables = NormTables(kernel.columns, chosen, sizes, self._totals.ctypes.data)
+            self._parts.append((tables, kernel.bind(*tables.as_arguments())))
 
     def __call__(
         self, addresses: np.ndarray, clipvalue: float | None, num_threads: int
@@ -54,38 +63,73 @@ class SquaredNorms:
             A float64 array with one number for each gradient, valid until the next
             call.
         """
-        for part in self._parts:
-            part.run(addresses, clipvalue or 0.0, num_threads)
+        for tables, launch in self._parts:
+            tables.fill(addresses, clipvalue or 0.0)
+            launch(num_threads)
         return self._totals
 
 
-class _Part:
-    """The gradients of one dtype."""
+def norm_kernels(
+    gradients: Sequence[torch.Tensor], *, is_clipped: bool
+) -> dict[KernelKey, list[int]]:
+    """The kernels of the norm pass, one for each dtype.
+
+    Args:
+        gradients: Dense gradients.
+        is_clipped: Whether they are clipped by value first.
+
+    Returns:
+        For each kernel the positions of the gradients that it reads.
+    """
+    positions: dict[KernelKey, list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        dtypes = (gradient.dtype, torch.float64, gradient.dtype)
+        flags = (("is_clipped", is_clipped),)
+        key = KernelKey(_RULE, flags, dtypes, layouts=("scalar",))
+        positions.setdefault(key, []).append(i)
+    return positions
+
+
+class NormTables:
+    """Items, addresses and scalars for the gradients of one dtype.
+
+    Attributes:
+        clipvalue: Column of the scalar table with the bound of every element, or None.
+
+    Args:
+        columns: Layout of the kernel's scalar table.
+        positions: Of these gradients among all.
+        sizes: Elements of each of them.
+        totals: Address of the squared norms of all.
+    """
 
     def __init__(
         self,
-        kernel: Kernel,
+        columns: Columns,
         positions: Sequence[int],
-        gradients: Sequence[torch.Tensor],
-        totals: np.ndarray,
+        sizes: Sequence[int],
+        totals: int,
     ) -> None:
-        count, columns = len(positions), kernel.columns
+        count = len(positions)
         self._order = np.array(positions, dtype=np.int64)
-        items = np.zeros((count, 5), dtype=np.int64)
-        items[:, 0] = items[:, 4] = np.arange(count)
-        items[:, 3] = [gradients[p].numel() for p in positions]
+        self._items = np.zeros((count, 5), dtype=np.int64)
+        self._items[:, 0] = self._items[:, 4] = np.arange(count)
+        self._items[:, 3] = sizes
         self._pointers = np.zeros((count, 3), dtype=np.int64)
-        self._pointers[:, 1] = totals.ctypes.data + 8 * self._order
+        self._pointers[:, 1] = totals + 8 * self._order
         self._scalars = np.zeros((count, len(columns)), dtype=np.float64)
         self._scalars[:, columns.index[APPLY]] = 1.0
-        self._clipvalue = columns.index.get(_CLIPVALUE)
-        self._launch = kernel.bind(items, self._pointers, self._scalars)
+        self.clipvalue = columns.index.get("clipvalue")
 
-    def run(self, addresses: np.ndarray, clipvalue: float, num_threads: int) -> None:
+    def as_arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What a kernel is bound to."""
+        return self._items, self._pointers, self._scalars
+
+    def fill(self, addresses: np.ndarray, clipvalue: float) -> None:
+        """Write where all gradients are, and the bound of every element."""
         self._pointers[:, 0] = self._pointers[:, 2] = addresses[self._order]
-        if self._clipvalue is not None:
-            self._scalars[:, self._clipvalue] = clipvalue
-        self._launch(num_threads)
+        if self.clipvalue is not None:
+            self._scalars[:, self.clipvalue] = clipvalue
 
 
 def clip_key(clipnorm: float | None, global_clipnorm: float | None) -> KernelKey:
