@@ -16,7 +16,7 @@ from typing import Any
 
 from thalweg.errors import message
 
-__all__ = ["Rule"]
+__all__ = ["Rule", "RuleFunction"]
 
 RuleFunction = Callable[..., Any]
 _POSITIONAL = (

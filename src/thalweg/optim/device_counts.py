@@ -26,6 +26,7 @@ from thalweg.step.device_step import StepClock
 __all__ = [
     "CounterClock",
     "DeviceCounters",
+    "Settings",
     "asks_device",
     "counting_device",
     "device_numbers",
@@ -36,6 +37,7 @@ _COLUMNS = {"lr": ("learning_rate",), "betas": ("beta1", "beta2")}
 """Options that may be tensors, and their columns."""
 
 Settings = list[tuple[tuple[float, ...], tuple[Any, ...]]]
+"""For each group its numbers, and its choices."""
 
 
 def asks_device(optimizer: Described) -> bool:

@@ -11,16 +11,14 @@ import torch
 
 from thalweg.distribute import local_tensor
 from thalweg.optim.counters import Counters
-from thalweg.optim.device_counts import CounterClock
+from thalweg.optim.device_counts import CounterClock, Settings
 from thalweg.optim.formula import PENALTY
 from thalweg.optim.roster import Kinds
 from thalweg.step import STEP, WEIGHT_DECAY, Member, Plan, Transforms
 from thalweg.step.bulk import Holders, Places
 
-__all__ = ["Replay", "Settings", "partition"]
+__all__ = ["Replay", "partition"]
 
-Settings = list[tuple[tuple[float, ...], tuple[Any, ...]]]
-"""For each group its numbers, and its choices."""
 Values = Mapping[str, np.ndarray]
 
 

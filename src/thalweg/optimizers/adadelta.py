@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from typing_extensions import override
 
 from thalweg import rules
 from thalweg.optimizers.declarations import Hyper, Slot
-from thalweg.optimizers.old_weights import with_iterations
 from thalweg.optimizers.optimizer import Optimizer
 
 __all__ = ["Adadelta"]
@@ -39,6 +37,7 @@ class Adadelta(Optimizer):
     """
 
     _positional_options = ("name",)
+    _counts_from_old_weights = True
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     rho: Hyper = Hyper(default=0.95, low=0.0, high=1.0)
     epsilon: Hyper = Hyper(default=1e-7, low=0.0, takes_none=True)
@@ -50,12 +49,3 @@ class Adadelta(Optimizer):
     def scalars(self, step: Any) -> dict[str, Any]:
         del step
         return {"lr": self.learning_rate, "rho": self.rho, "epsilon": self.epsilon}
-
-    @override
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set `weights`; a list without ``iterations`` sets them to 0.
-
-        Args:
-            weights: As many arrays as `get_weights` gives, or all but the first.
-        """
-        super().set_weights(with_iterations(weights, len(self._weights)))

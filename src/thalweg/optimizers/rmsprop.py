@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import override
 
 from thalweg import rules
 from thalweg.optimizers.declarations import Flag, Hyper, Slot
-from thalweg.optimizers.old_weights import with_iterations
 from thalweg.optimizers.optimizer import Optimizer
 
 __all__ = ["RMSprop"]
@@ -52,6 +51,7 @@ class RMSprop(Optimizer):
     """
 
     _positional_options = ("name",)
+    _counts_from_old_weights = True
     learning_rate: Hyper = Hyper(default=0.001, low=0.0)
     rho: Hyper = Hyper(default=0.9, low=0.0, high=1.0)
     momentum: Hyper = Hyper(default=0.0, low=0.0, high=1.0)
@@ -93,12 +93,3 @@ class RMSprop(Optimizer):
             "momentum": self.momentum,
             "epsilon": self.epsilon,
         }
-
-    @override
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set `weights`; a list without ``iterations`` sets them to 0.
-
-        Args:
-            weights: As many arrays as `get_weights` gives, or all but the first.
-        """
-        super().set_weights(with_iterations(weights, len(self._weights)))

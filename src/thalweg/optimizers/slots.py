@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class SlotTable(HyperparameterAccess, Trackable):
     _weights: list[torch.Tensor]
     _iterations: Variable | None
     _strategy: Any = None
+    _counts_from_old_weights: ClassVar[bool] = False
+    """Whether lists without ``iterations``, as old Keras wrote, are taken."""
 
     # -- iterations -----------------------------------------------------------
 
@@ -371,11 +373,15 @@ class SlotTable(HyperparameterAccess, Trackable):
         """Set `weights` from arrays.
 
         Args:
-            weights: As many arrays as `get_weights` gives, of the same shapes.
+            weights: As many arrays as `get_weights` gives, of the same shapes; of
+                `Adadelta`, `Adagrad` and `RMSprop` also all but the first:
+                ``iterations`` is 0 then.
 
         Raises:
             ValueError: If their number or a shape differs; nothing is changed then.
         """
+        if self._counts_from_old_weights and len(weights) == len(self._weights) - 1:
+            weights = [np.array(0), *weights]
         if len(weights) != len(self._weights):
             raise ValueError(
                 f"You called `set_weights(weights)` on optimizer {self._name} with a "

@@ -24,6 +24,7 @@ __all__ = [
     "check_not_positive",
     "check_positive",
     "gradient_of",
+    "has_l1",
     "number_of",
     "resource_of",
     "resources_of",
@@ -241,3 +242,9 @@ def shape_message(
         describe(got),
         f"{var_name} and {name} must have the same shape.",
     )
+
+
+def has_l1(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
+    """The flag of proximal rules: whether their weights shrink towards 0 at all."""
+    del op
+    return (numbers["l1"] > 0,)

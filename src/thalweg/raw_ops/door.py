@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, ParamSpec
 
 from torch.compiler import is_compiling, is_dynamo_compiling
 
-from thalweg.compiler.rule import Rule
+from thalweg.compiler.rule import Rule, RuleFunction
 from thalweg.raw_ops.calls import MISSING, refuse_call, wired
 from thalweg.raw_ops.checks import (
     apart_from,
@@ -24,15 +24,13 @@ from thalweg.step import launch_dense
 from thalweg.step.batch import Action, Deed, batch_in_force, flush
 from thalweg.step.single import launcher_of
 
-__all__ = ["Door", "Examination", "RuleFunction"]
+__all__ = ["Door", "Examination"]
 
-RuleFunction = Callable[..., Any]
 Examination = Callable[[str, Mapping[str, float]], tuple[bool, ...]]
 """Given an op's name, and its numbers and flags by name, refuses wrong ones, and gives
 those of the rule's flags that follow from them: the first."""
 Parameters = ParamSpec("Parameters")
 
-_rule_of = cache(Rule.of)
 _CONSTANT = frozenset((float, int, bool))
 _MOST_KNOWN = 1024
 
@@ -72,7 +70,7 @@ class Door:
         self, op: str, function: RuleFunction, examine: Examination | None = None
     ) -> None:
         self._op = op
-        self.rule = _rule_of(function)
+        self.rule = Rule.of(function)
         self._examine = examine
         self.operator: Operator | None = None
         self._gradient = self.rule.gradient

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from thalweg import rules
+from thalweg.raw_ops.checks import has_l1
 from thalweg.raw_ops.door import Door
 from thalweg.raw_ops.row_door import RowDoor
 
@@ -16,19 +16,14 @@ __all__ = [
 ]
 
 
-def _has_l1(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
-    del op
-    return (numbers["l1"] > 0,)
-
-
 _gradient_descent = Door("ResourceApplyGradientDescent", rules.gradient_descent)
 _proximal_gradient_descent = Door(
-    "ResourceApplyProximalGradientDescent", rules.proximal_gradient_descent, _has_l1
+    "ResourceApplyProximalGradientDescent", rules.proximal_gradient_descent, has_l1
 )
 _sparse_proximal_gradient_descent = RowDoor(
     "ResourceSparseApplyProximalGradientDescent",
     rules.proximal_gradient_descent,
-    _has_l1,
+    has_l1,
 )
 
 

@@ -16,6 +16,7 @@ from torch.compiler import is_compiling
 
 from thalweg.compiler import KernelKey, Rule, kernel_source, reads_shape
 from thalweg.compiler.interpret import program_of
+from thalweg.compiler.rule import RuleFunction
 from thalweg.errors import describe, message
 from thalweg.raw_ops.calls import refuse_call
 from thalweg.raw_ops.door import Door
@@ -24,7 +25,6 @@ from thalweg.raw_ops.row_door import RowDoor
 
 __all__ = ["RawOp", "own_ops", "raw_op"]
 
-RuleFunction = Callable[..., Any]
 
 _RESERVED = frozenset(("check_indices", "indices", "name", "self"))
 _EMPTY = inspect.Parameter.empty

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thalweg import rules
-from thalweg.raw_ops.checks import check_not_negative, check_positive
+from thalweg.raw_ops.checks import check_not_negative, check_positive, has_l1
 from thalweg.raw_ops.door import Door
 from thalweg.raw_ops.row_door import RowDoor
 
@@ -18,26 +18,21 @@ __all__ = [
 ]
 
 
-def _has_l1(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
-    del op
-    return (numbers["l1"] > 0,)
-
-
 def _examine_proximal(op: str, numbers: Mapping[str, float]) -> tuple[bool, ...]:
     check_positive(op, "lr", numbers["lr"])
     check_not_negative(op, "l1", numbers["l1"])
     check_not_negative(op, "l2", numbers["l2"])
-    return _has_l1(op, numbers)
+    return has_l1(op, numbers)
 
 
 _proximal_adagrad = Door(
     "ResourceApplyProximalAdagrad", rules.proximal_adagrad, _examine_proximal
 )
-_adagrad_da = Door("ResourceApplyAdagradDA", rules.adagrad_da, _has_l1)
+_adagrad_da = Door("ResourceApplyAdagradDA", rules.adagrad_da, has_l1)
 _sparse_proximal_adagrad = RowDoor(
     "ResourceSparseApplyProximalAdagrad", rules.proximal_adagrad, _examine_proximal
 )
-_sparse_adagrad_da = RowDoor("ResourceSparseApplyAdagradDA", rules.adagrad_da, _has_l1)
+_sparse_adagrad_da = RowDoor("ResourceSparseApplyAdagradDA", rules.adagrad_da, has_l1)
 
 
 @_proximal_adagrad.serves

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from thalweg import rules
+from thalweg.compiler.rule import RuleFunction
 from thalweg.errors import describe, message
 from thalweg.raw_ops.checks import FLOATING_DTYPES, as_operand, written_of
-from thalweg.raw_ops.door import RuleFunction
 from thalweg.raw_ops.indices import indices_of
 from thalweg.raw_ops.row_door import RowDoor
 from thalweg.state import IndexedSlices
