@@ -13,7 +13,10 @@ from thalweg.optim.formula import Formula
 from thalweg.optim.options import Options
 from thalweg.step import EMA_MOMENTUM
 
-__all__ = ["Described", "Status"]
+__all__ = ["Described", "Settings", "Status"]
+
+Settings = list[tuple[tuple[float, ...], tuple[Any, ...]]]
+"""For each group its numbers, and its choices."""
 
 
 @dataclass
@@ -90,7 +93,7 @@ class Described(torch.optim.Optimizer):
 
     # -- what follows from it -------------------------------------------------
 
-    def settings(self) -> list[tuple[tuple[float, ...], tuple[Any, ...]]]:
+    def settings(self) -> Settings:
         """Numbers and choices in force, group by group."""
         decay = self._options.ema_decay
         added = () if decay is None else (decay,)

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from thalweg.optim.counters import Counters
-from thalweg.optim.described import Described
+from thalweg.optim.described import Described, Settings
 from thalweg.step import STEP
 from thalweg.step.captures import keep_captured
 from thalweg.step.device_kernel import Mirror, has_device_kernels
@@ -26,7 +26,6 @@ from thalweg.step.device_step import StepClock
 __all__ = [
     "CounterClock",
     "DeviceCounters",
-    "Settings",
     "asks_device",
     "counting_device",
     "device_numbers",
@@ -35,9 +34,6 @@ __all__ = [
 
 _COLUMNS = {"lr": ("learning_rate",), "betas": ("beta1", "beta2")}
 """Options that may be tensors, and their columns."""
-
-Settings = list[tuple[tuple[float, ...], tuple[Any, ...]]]
-"""For each group its numbers, and its choices."""
 
 
 def asks_device(optimizer: Described) -> bool:

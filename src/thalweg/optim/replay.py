@@ -11,7 +11,8 @@ import torch
 
 from thalweg.distribute import local_tensor
 from thalweg.optim.counters import Counters
-from thalweg.optim.device_counts import CounterClock, Settings
+from thalweg.optim.described import Settings
+from thalweg.optim.device_counts import CounterClock
 from thalweg.optim.formula import PENALTY
 from thalweg.optim.roster import Kinds
 from thalweg.step import STEP, WEIGHT_DECAY, Member, Plan, Transforms

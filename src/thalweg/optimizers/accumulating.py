@@ -21,14 +21,13 @@ from thalweg.distribute import local_tensor, world_size
 from thalweg.distribute.wrapped import reduced_elsewhere
 from thalweg.errors import message
 from thalweg.optimizers.accumulation import (
-    ACCUMULATOR,
     INDICES,
     PENDING,
     VALUES,
     Sums,
 )
 from thalweg.optimizers.applying import Applying
-from thalweg.optimizers.declarations import Flag, Hyper
+from thalweg.optimizers.declarations import ACCUMULATOR, Flag, Hyper
 from thalweg.optimizers.initial import new_slot
 from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
 from thalweg.optimizers.rank_sums import (

@@ -15,16 +15,15 @@ from thalweg.distribute import local_tensor
 from thalweg.distribute.components import place_arguments
 from thalweg.errors import describe, message
 from thalweg.gradients.loss_scale import times
+from thalweg.optimizers.declarations import ACCUMULATOR
 from thalweg.optimizers.pairs import Pairs
 from thalweg.optimizers.slots import Entry
 from thalweg.rules.accumulate import accumulate, begin_sum
 from thalweg.state import IndexedSlices, Variable, name_of
 from thalweg.step import Member, Plan, launch_dense
 
-__all__ = ["ACCUMULATOR", "INDICES", "PENDING", "VALUES", "Sums"]
+__all__ = ["INDICES", "PENDING", "VALUES", "Sums"]
 
-ACCUMULATOR = "gradient_accumulator"
-"""Slot of a variable's dense gradients: their sum in a cycle, at its end their mean."""
 VALUES = "gradient_accumulator_values"
 """Slot of the rows that sparse gradients of a cycle gave, in order of appearance."""
 INDICES = "gradient_accumulator_indices"

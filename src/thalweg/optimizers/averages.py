@@ -12,7 +12,7 @@ from typing_extensions import override
 from thalweg.compiler import Rule
 from thalweg.distribute import local_tensor
 from thalweg.errors import message
-from thalweg.optimizers.declarations import Slot, plain_number
+from thalweg.optimizers.declarations import SLOTS_OF_OPTIONS, Slot, plain_number
 from thalweg.optimizers.slots import Entry, SlotTable
 from thalweg.rules.moving_average import moving_average
 from thalweg.state import handle_of
@@ -90,8 +90,7 @@ class Averages(SlotTable):
     @override
     def _create_slots(self, var_list: Sequence[torch.Tensor]) -> None:
         self._settings.check_slot_names(
-            type(self).__name__,
-            {*self._slots_declared, EMA, LOW_PRECISION_COPY, "gradient_accumulator"},
+            type(self).__name__, {*self._slots_declared, *SLOTS_OF_OPTIONS}
         )
         super()._create_slots(var_list)
 

@@ -16,8 +16,12 @@ import torch
 
 from thalweg.errors import message
 from thalweg.schedules import LearningRateSchedule
+from thalweg.step import EMA, EMA_MOMENTUM, LOW_PRECISION_COPY
 
 __all__ = [
+    "ACCUMULATOR",
+    "OPTION_BOUNDS",
+    "SLOTS_OF_OPTIONS",
     "Flag",
     "Hyper",
     "HyperValue",
@@ -34,6 +38,10 @@ _Number = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
 HyperValue = _Number | LearningRateSchedule | Callable[..., Any]
 Layout = Literal["like", "row", "scalar"]
 """The shape of a slot beside its variable."""
+ACCUMULATOR = "gradient_accumulator"
+"""Slot of a variable's dense gradients: their sum in a cycle, at its end their mean."""
+SLOTS_OF_OPTIONS = (EMA, LOW_PRECISION_COPY, ACCUMULATOR)
+"""Slots that options make beside those that a class declares."""
 _MISSING: Any = object()
 
 
@@ -351,3 +359,18 @@ def declared_of(cls: type, kinds: type[Any] | tuple[type[Any], ...]) -> dict[str
             else:
                 found.pop(name, None)
     return found
+
+
+def _bound(name: str, default: float, high: float | None = None) -> Hyper:
+    bound = Hyper(default=default, low=0.0, high=high)
+    bound.name = name
+    return bound
+
+
+OPTION_BOUNDS = {
+    "learning_rate": _bound("learning_rate", 0.0),
+    "decay": _bound("decay", 0.0),
+    "weight_decay": _bound("weight_decay", 0.0),
+    EMA_MOMENTUM: _bound(EMA_MOMENTUM, 0.99, high=1.0),
+}
+"""What holds for numbers that every optimizer takes, declared by its class or not."""

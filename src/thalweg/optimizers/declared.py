@@ -13,6 +13,7 @@ import torch
 from thalweg.compiler.rule import Rule
 from thalweg.errors import describe, message, nearest
 from thalweg.optimizers.declarations import (
+    SLOTS_OF_OPTIONS,
     Flag,
     Hyper,
     Slot,
@@ -21,7 +22,6 @@ from thalweg.optimizers.declarations import (
     plain_number,
 )
 from thalweg.optimizers.slot_checks import check_slot, check_slot_names
-from thalweg.step import EMA, LOW_PRECISION_COPY
 
 __all__ = [
     "Declared",
@@ -35,7 +35,6 @@ _OWN_MODULES = "thalweg.optimizers."
 _STEP = "step"
 _names_in_use: dict[str, itertools.count[int]] = {}
 _RESERVED = ("self", "name", "options", _STEP)
-_SLOTS_OF_OPTIONS = (EMA, LOW_PRECISION_COPY, "gradient_accumulator")
 
 
 class Declared:
@@ -109,7 +108,7 @@ def _write_constructor(cls: type[Declared]) -> None:
         if type(self).__init__ is construct:  # else more may be set behind it
             check_slot_names(self, self._slots_declared)
         if not self._applies_by_hand:  # such a class may make others in a step
-            known = {*self._slots_declared, *_SLOTS_OF_OPTIONS}
+            known = {*self._slots_declared, *SLOTS_OF_OPTIONS}
             self._settings.check_slot_names(type(self).__name__, known)
 
     construct.__signature__ = signature  # type: ignore[attr-defined]

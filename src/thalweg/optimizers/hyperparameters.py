@@ -13,7 +13,7 @@ import torch
 
 from thalweg import schedules
 from thalweg.errors import message, nearest
-from thalweg.optimizers.declarations import Hyper, Scale
+from thalweg.optimizers.declarations import OPTION_BOUNDS, Hyper, Scale
 from thalweg.optimizers.declared import Declared, unknown_hyperparameter
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
@@ -21,18 +21,10 @@ from thalweg.optimizers.torch_formula import TORCH_FORMULA, flags_in_config
 from thalweg.state import Variable
 from thalweg.step import EMA_MOMENTUM, STEP
 
-__all__ = ["HyperparameterAccess", "takes_step"]
+__all__ = ["HyperparameterAccess", "takes_step", "warn_lr_is_deprecated"]
 
 _ZERO_IS_NONE = ("ema_overwrite_frequency", "gradient_accumulation_steps")
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
-_OPTION_BOUNDS = {
-    "learning_rate": Hyper(default=0.0, low=0.0),
-    "decay": Hyper(default=0.0, low=0.0),
-    "weight_decay": Hyper(default=0.0, low=0.0),
-    EMA_MOMENTUM: Hyper(default=0.99, low=0.0, high=1.0),
-}
-for _name, _bound in _OPTION_BOUNDS.items():
-    _bound.name = _name
 
 
 class HyperparameterAccess(Declared):
@@ -119,7 +111,7 @@ class HyperparameterAccess(Declared):
 
     def _set_hyper(self, name: str, value: Any) -> None:
         """Set a hyperparameter: a number, a 0-d tensor, a schedule or a callable."""
-        declared = self._hypers_declared.get(name) or _OPTION_BOUNDS.get(name)
+        declared = self._hypers_declared.get(name) or OPTION_BOUNDS.get(name)
         bound = declared or Hyper(default=0.0)
         if isinstance(value, Mapping):
             value = schedules.deserialize(value)
@@ -191,7 +183,7 @@ class HyperparameterAccess(Declared):
             shown = self.iterations if step is None else torch.tensor(step)
             value = value(shown) if takes_step(value) else value()
         number = float(value.detach() if isinstance(value, torch.Tensor) else value)
-        declared = self._hypers_declared.get(name) or _OPTION_BOUNDS.get(name)
+        declared = self._hypers_declared.get(name) or OPTION_BOUNDS.get(name)
         if declared is not None and not declared.allows(number):
             raise ValueError(
                 message(
@@ -287,7 +279,7 @@ class HyperparameterAccess(Declared):
         for name in _ZERO_IS_NONE:
             if type(arguments.get(name)) is int and arguments[name] == 0:
                 del arguments[name]  # Keras 3's other word for None
-        known = {*cls._hypers_declared, *_OPTION_BOUNDS, "per_variable"}
+        known = {*cls._hypers_declared, *OPTION_BOUNDS, "per_variable"}
         for name in known & arguments.keys():
             arguments[name] = _with_schedules(arguments[name], custom_objects)
         return cls(**arguments)

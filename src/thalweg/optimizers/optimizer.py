@@ -142,7 +142,9 @@ class Optimizer(Inspection):
 
     def __init__(self, name: str | None = None, **options: Any) -> None:
         where = type(self).__name__
-        self._refuse_unknown(where, options)
+        self._check_options(where, options)
+        if options.get("lr") is not None:
+            warn_lr_is_deprecated()
         set_plain = super().__setattr__
         for attribute in _TABLES:
             set_plain(attribute, {})
@@ -182,7 +184,8 @@ class Optimizer(Inspection):
         for key, value in values.items():
             setattr(self, key, value)
 
-    def _refuse_unknown(self, where: str, options: Mapping[str, Any]) -> None:
+    def _check_options(self, where: str, options: Mapping[str, Any]) -> None:
+        """Refuse unknown ones and negative numbers."""
         for key, value in options.items():
             if key not in _OPTIONS:
                 raise TypeError(
@@ -192,8 +195,6 @@ class Optimizer(Inspection):
             is_number = isinstance(value, (int, float)) and key not in _COUNTS
             if is_number and not value >= 0:
                 raise ValueError(f"{where}: Expected {key} >= 0, received: {value}")
-        if options.get("lr") is not None:
-            warn_lr_is_deprecated()
 
     def _refuse_rounding(self, where: str) -> None:
         raise ValueError(

@@ -11,7 +11,13 @@ import torch
 
 from thalweg import schedules
 from thalweg.errors import message, nearest
-from thalweg.optimizers.declarations import Hyper, Scale, plain_number, scale
+from thalweg.optimizers.declarations import (
+    OPTION_BOUNDS,
+    Hyper,
+    Scale,
+    plain_number,
+    scale,
+)
 from thalweg.state import name_of
 from thalweg.step import LOW_PRECISION_COPY, NonFinite
 from thalweg.step.rounding import checked_rounding
@@ -124,7 +130,7 @@ class Settings:
         Raises:
             ValueError: If a pattern scales it.
         """
-        name = _WEIGHT_DECAY.name
+        name = "weight_decay"
         for pattern, table in self.per_variable.items():
             if isinstance(table.get(name), Scale):
                 raise ValueError(
@@ -275,7 +281,7 @@ def _checked_patterns(
 def _checked_override(
     where: str, name: str, value: Any, hypers: Mapping[str, Hyper]
 ) -> Any:
-    known = {**hypers, "weight_decay": hypers.get("weight_decay", _WEIGHT_DECAY)}
+    known = {"weight_decay": OPTION_BOUNDS["weight_decay"], **hypers}
     if name not in known:
         raise ValueError(
             message(
@@ -345,7 +351,3 @@ def _checked_copy(where: str, given: Any) -> torch.dtype | None:
     if given is None:
         return None
     return dtype_among(DTYPES[:-1], f"{where}: low_precision_copy", given)
-
-
-_WEIGHT_DECAY = Hyper(default=0.0, low=0.0)
-_WEIGHT_DECAY.name = "weight_decay"

@@ -9,7 +9,8 @@ import torch
 
 from thalweg.distribute import ReduceOp, rank, world_size
 from thalweg.errors import message
-from thalweg.optimizers.accumulation import ACCUMULATOR, INDICES
+from thalweg.optimizers.accumulation import INDICES
+from thalweg.optimizers.declarations import ACCUMULATOR
 
 __all__ = ["AlikeSum", "Part", "Replicas", "SavedSum", "replicas_of"]
 

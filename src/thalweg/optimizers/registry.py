@@ -8,7 +8,7 @@ from typing import Any
 from thalweg.errors import describe, message, nearest
 from thalweg.optimizers.optimizer import Optimizer
 
-__all__ = ["deserialize", "get", "names", "serialize"]
+__all__ = ["deserialize", "get", "names", "serialize", "wrappers"]
 
 _OWN_MODULES = "thalweg.optimizers."
 

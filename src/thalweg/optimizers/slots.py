@@ -33,7 +33,7 @@ from thalweg.state import (
 )
 from thalweg.step import RowMode
 
-__all__ = ["SlotTable"]
+__all__ = ["Entry", "SlotTable"]
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 from thalweg.compiler import Rule, compile_rule, interpret
 from thalweg.compiler.graph import Space, operation_of, space_of
 from thalweg.gradients import clip_by_global_norm, clip_by_norm, clip_by_value
-from thalweg.optimizers.accumulation import ACCUMULATOR
+from thalweg.optimizers.declarations import ACCUMULATOR
 from thalweg.rules.accumulate import accumulate, begin_sum
 from thalweg.state import handle_of
 from thalweg.step import (

@@ -10,7 +10,8 @@ import torch
 
 from thalweg.distribute import ReduceOp, StrategyExtended
 from thalweg.optimizers import rank_sums
-from thalweg.optimizers.accumulation import ACCUMULATOR, INDICES, VALUES
+from thalweg.optimizers.accumulation import INDICES, VALUES
+from thalweg.optimizers.declarations import ACCUMULATOR
 from thalweg.optimizers.rank_sums import AlikeSum, Replicas, replicas_of
 
 WEIGHT = torch.zeros(2)

@@ -9,7 +9,7 @@ import torch
 
 import thalweg as tw
 from tests.unit.testing import broken
-from thalweg.optimizers.accumulation import ACCUMULATOR
+from thalweg.optimizers.declarations import ACCUMULATOR
 from thalweg.testing.reference import Reference, means_of
 from thalweg.testing.subject import error, gradients, variables
 
