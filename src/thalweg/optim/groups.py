@@ -101,24 +101,7 @@ def check_group(where: str, group: Mapping[str, Any]) -> None:
             )
         )
     for parameter in group["params"]:
-        if parameter.is_complex():
-            raise ValueError(
-                message(
-                    f"{where} does not support complex parameters",
-                    "floating ones",
-                    _described(parameter),
-                    "Optimize torch.view_as_real(parameter) instead.",
-                )
-            )
-        if not parameter.is_floating_point():
-            raise TypeError(
-                message(
-                    where,
-                    "floating parameters",
-                    _described(parameter),
-                    "Leave it out of the groups.",
-                )
-            )
+        _check_parameter(where, parameter)
     if group.get("differentiable"):
         raise NotImplementedError(
             message(
@@ -127,6 +110,27 @@ def check_group(where: str, group: Mapping[str, Any]) -> None:
                 "differentiable=True",
                 "A step writes through pointers, where autograd cannot follow; use "
                 "torch.optim for a step that is differentiated.",
+            )
+        )
+
+
+def _check_parameter(where: str, parameter: torch.Tensor) -> None:
+    if parameter.is_complex():
+        raise ValueError(
+            message(
+                f"{where} does not support complex parameters",
+                "floating ones",
+                _described(parameter),
+                "Optimize torch.view_as_real(parameter) instead.",
+            )
+        )
+    if not parameter.is_floating_point():
+        raise TypeError(
+            message(
+                where,
+                "floating parameters",
+                _described(parameter),
+                "Leave it out of the groups.",
             )
         )
 

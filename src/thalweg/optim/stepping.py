@@ -29,7 +29,7 @@ from thalweg.optim.roster import (
     parameters_of_groups,
 )
 from thalweg.optim.rounding import labels_of_groups
-from thalweg.step import Plan, RowUpdate, launch_row_updates
+from thalweg.step import Member, Plan, RowUpdate, launch_row_updates
 from thalweg.step.captures import refuse_unprepared
 from thalweg.step.device_clock import refuse_capture
 
@@ -237,11 +237,7 @@ def _prepare(
         rows = partition(positions, roster.group_of, roster.counters)
     else:
         rows = positions, np.arange(len(positions))
-    labels = labels_of_groups(optimizer)
-    members = [
-        draft.member(optimizer, int(row), labels[draft.position] if labels else None)
-        for draft, row in zip(drafts, rows[1], strict=True)
-    ]
+    members = _members(optimizer, drafts, rows[1])
     kinds = step.kinds or (1,) * len(roster.parameters)
     is_dense = [kind == 1 for kind in kinds if kind]
     dense = list(compress(members, is_dense))
@@ -262,15 +258,32 @@ def _prepare(
     replay.clock = clock
     for draft in drafts:
         draft.commit(optimizer)
+    replay.watch(_watched(optimizer, drafts), roster.counters)
+    roster.remember(optimizer.state)
+    return replay
+
+
+def _members(
+    optimizer: Described, drafts: Sequence[Draft], rows: np.ndarray
+) -> list[Member]:
+    """The variables of a step, each with its row of numbers."""
+    labels = labels_of_groups(optimizer)
+    return [
+        draft.member(optimizer, int(row), labels[draft.position] if labels else None)
+        for draft, row in zip(drafts, rows, strict=True)
+    ]
+
+
+def _watched(
+    optimizer: Described, drafts: Sequence[Draft]
+) -> list[tuple[dict[str, Any], str]]:
+    """Entries of the state that a replay writes; another tensor there ends it."""
     counted = optimizer.counters if optimizer.counts_in_state else ()
-    watched = [
+    return [
         (optimizer.state[draft.parameter], key)
         for draft in drafts
         for key in (*(slot.key for slot in draft.formula.all_slots), *counted)
     ]
-    replay.watch(watched, roster.counters)
-    roster.remember(optimizer.state)
-    return replay
 
 
 def _clock(

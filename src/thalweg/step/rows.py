@@ -160,17 +160,7 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
     check_updates(updates)
     for update in updates:
         update.check_rule()
-    compiled: dict[KernelKey, list[RowUpdate]] = {}
-    others: list[RowUpdate] = []
-    written = Spans(tensor for u in updates for tensor in u.member.tensors)
-    for update in updates:
-        if update.slices.indices.numel() == 0:
-            continue
-        ready = update.as_read(written)
-        if ready.has_kernel():
-            compiled.setdefault(ready.key(), []).append(ready)
-        else:
-            others.append(ready)
+    compiled, others = _sorted_out(updates)
     for update in others:
         if update.slices.indices.is_cpu:
             check_range(update.slices.indices, update.member.var.shape[0])
@@ -191,6 +181,24 @@ def launch_row_updates(updates: Sequence[RowUpdate], values: Values) -> None:
     numbers = numbers_of_rest(values) if left else values
     for update in left:
         _interpret(update, numbers)
+
+
+def _sorted_out(
+    updates: Sequence[RowUpdate],
+) -> tuple[dict[KernelKey, list[RowUpdate]], list[RowUpdate]]:
+    """The updates of any row: those of each kernel, and those without one."""
+    compiled: dict[KernelKey, list[RowUpdate]] = {}
+    others: list[RowUpdate] = []
+    written = Spans(tensor for u in updates for tensor in u.member.tensors)
+    for update in updates:
+        if update.slices.indices.numel() == 0:
+            continue
+        ready = update.as_read(written)
+        if ready.has_kernel():
+            compiled.setdefault(ready.key(), []).append(ready)
+        else:
+            others.append(ready)
+    return compiled, others
 
 
 class RowPlan:
