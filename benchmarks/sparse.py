@@ -37,6 +37,7 @@ GPU_WIDTH = 128
 ROUNDS = 3  # where contenders pass over whole tables
 TORCH, TENSORFLOW, OPTAX = "torch sparse", "TensorFlow raw ops", "optax jit"
 FBGEMM, FBGEMM_ROWS = "FBGEMM TBE", "FBGEMM TBE, row-wise"
+DROP_IN = "thalweg.optim.SparseAdam"
 COO, PLAIN = "thalweg, torch's sparse gradient", "thalweg, torch's parameter"
 SINGLE, LARGE = "ten single tables", "ten times the table"
 
@@ -84,6 +85,7 @@ def large_table(options: argparse.Namespace, nothing: Problem) -> Case:
             OURS: thalweg_rows(adam, tables),
             TORCH: torch_rows("SparseAdam", tables),
             COO: thalweg_rows(adam, tables, coo=True),
+            DROP_IN: torch_rows("SparseAdam", tables, tw.optim),
         },
         [
             Bound(OURS, TORCH, 3.0, device="cuda"),
@@ -103,6 +105,7 @@ def one_table(tables: Tables, nothing: Problem) -> Iterator[Case]:
         {
             OURS: thalweg_rows(adam, tables),
             COO: thalweg_rows(adam, tables, coo=True),
+            DROP_IN: torch_rows("SparseAdam", tables, tw.optim),
             LARGE: thalweg_rows(adam, tables, 10),
             TORCH: torch_rows("SparseAdam", tables),
         },

@@ -119,14 +119,14 @@ def thalweg_ten_tables(tables: Tables, *, together: bool) -> Setup:
     return setup
 
 
-def torch_rows(name: str, tables: Tables) -> Setup:
-    """A torch optimizer with sparse COO gradients."""
+def torch_rows(name: str, tables: Tables, module: Any = torch.optim) -> Setup:
+    """An optimizer of torch, or of another module, with sparse COO gradients."""
 
     def setup(_: Problem) -> Step:
         # Torch's optimizers warn that they make sparse tensors without checking them.
         torch.sparse.check_sparse_tensor_invariants.disable()
         parameter = torch.nn.Parameter(tables.table())
-        optimizer = getattr(torch.optim, name)([parameter])
+        optimizer = getattr(module, name)([parameter])
         values, shape = tables.values(), tuple(parameter.shape)
         grads = [
             torch.sparse_coo_tensor(i[None], values, shape) for i in tables.indices()

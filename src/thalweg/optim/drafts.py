@@ -17,6 +17,7 @@ from thalweg.optim.described import Described
 from thalweg.optim.formula import Formula, Slot
 from thalweg.optim.rounding import rounding_in
 from thalweg.state import name_of
+from thalweg.state.huge_pages import prefer_huge_pages
 from thalweg.step import Member
 
 __all__ = ["Draft"]
@@ -75,7 +76,7 @@ class Draft:
         parameter = self.parameter.detach()
         dtype = optimizer._options.dtype_of(slot.key, parameter.dtype)
         if slot.initial == "var":
-            return torch.empty_like(parameter, dtype=dtype).copy_(parameter)
+            return _room_like(parameter, dtype).copy_(parameter)
         value = self._number(slot.initial)
         if slot.layout == "row" and parameter.ndim > 1:
             shape = (parameter.shape[0],) + (1,) * (parameter.ndim - 1)
@@ -83,7 +84,7 @@ class Draft:
             if rows is None:
                 rows = torch.empty(shape, dtype=dtype, device=parameter.device)
             return rows.fill_(value)
-        return torch.full_like(parameter, value, dtype=dtype)
+        return _room_like(parameter, dtype).fill_(value)
 
     def commit(self, optimizer: Described) -> None:
         """Put the state in force."""
@@ -151,3 +152,9 @@ class Draft:
                     "Delete the parameter's state, or load one that fits.",
                 )
             )
+
+
+def _room_like(parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    room = torch.empty_like(parameter, dtype=dtype)
+    prefer_huge_pages(room)  # before its pages are there
+    return room

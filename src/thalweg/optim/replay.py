@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -15,8 +16,19 @@ from thalweg.optim.described import Settings
 from thalweg.optim.device_counts import CounterClock
 from thalweg.optim.formula import PENALTY
 from thalweg.optim.roster import Kinds
-from thalweg.step import STEP, WEIGHT_DECAY, Member, Plan, Transforms
+from thalweg.state import IndexedSlices
+from thalweg.step import (
+    STEP,
+    WEIGHT_DECAY,
+    Member,
+    Plan,
+    RowUpdate,
+    Transforms,
+    launch_row_updates,
+)
 from thalweg.step.bulk import Holders, Places
+from thalweg.step.row_updates import check_updates
+from thalweg.step.rows import RowPlan
 
 __all__ = ["Replay", "partition"]
 
@@ -87,6 +99,8 @@ class Replay:
         self._version = -1
         self._settings: Settings | None = None
         self._numbers: dict[str, np.ndarray] = {}
+        self._row_plan: RowPlan | None = None
+        self._is_row_plan_due = False
         self._has_slots = False
         self._holders = Holders([])
         self._places = Places([])
@@ -115,6 +129,41 @@ class Replay:
         return not self._has_slots or (
             self._holders.hold_the_same() and self._places.are_kept()
         )
+
+    # -- rows -----------------------------------------------------------------
+
+    def row_updates(
+        self, rows: Sequence[IndexedSlices], values: Values
+    ) -> Callable[[], None]:
+        """What updates the touched rows of a step; nothing is written before.
+
+        Args:
+            rows: Sparse gradients, in the order of `sparse`.
+            values: The numbers of the step.
+        """
+        plan = self._plan_of_rows(rows)
+        if plan is not None and plan.load(rows, values):
+            return plan.run
+        updates = list(map(self._update, self.sparse, rows))
+        return partial(launch_row_updates, updates, values)
+
+    def _plan_of_rows(self, rows: Sequence[IndexedSlices]) -> RowPlan | None:
+        """That of earlier steps; a new one, if the step before had none."""
+        plan = self._row_plan
+        if plan is not None and plan.fits(rows) and plan.is_in_place():
+            return plan
+        self._row_plan, is_due = None, self._is_row_plan_due
+        self._is_row_plan_due = not is_due
+        updates = list(map(self._update, self.sparse, rows)) if is_due else []
+        if is_due and all(u.slices.indices.numel() and u.has_kernel() for u in updates):
+            check_updates(updates)
+            self._row_plan = RowPlan(updates)
+            return self._row_plan if self._row_plan.fits(rows) else None
+        return None
+
+    @staticmethod
+    def _update(member: Member, slices: IndexedSlices) -> RowUpdate:
+        return RowUpdate(member, slices, "sum")
 
     # -- numbers --------------------------------------------------------------
 

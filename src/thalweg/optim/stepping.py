@@ -29,7 +29,7 @@ from thalweg.optim.roster import (
     parameters_of_groups,
 )
 from thalweg.optim.rounding import labels_of_groups
-from thalweg.step import Member, Plan, RowUpdate, launch_row_updates
+from thalweg.step import Member, Plan
 from thalweg.step.captures import refuse_unprepared
 from thalweg.step.device_clock import refuse_capture
 
@@ -168,22 +168,17 @@ def _launch(replay: Replay, step: Resolved, values: Mapping[str, np.ndarray]) ->
     if replay.clock is not None:
         replay.clock.load(values)
         step.tell(replay.clock)
-    updates = [
-        RowUpdate(member, slices, "sum")
-        for member, slices in zip(replay.sparse, step.rows, strict=True)
-    ]
-
-    def update_rows() -> None:
-        launch_row_updates(updates, values)
-
-    if replay.plan is None:
+    update_rows = replay.row_updates(step.rows, values) if step.rows else None
+    if replay.plan is not None:
+        if update_rows:
+            written = [t for member in replay.sparse for t in member.tensors]
+            replay.plan.write_beside(written)
+        return step.transforms.run(
+            replay.plan, step.dense, values, before_run=update_rows
+        )
+    if update_rows:
         update_rows() if replay.clock is None else replay.clock.run(update_rows, 0)
-        return True
-
-    before = update_rows if updates else None
-    if updates:
-        replay.plan.write_beside([t for u in updates for t in u.member.tensors])
-    return step.transforms.run(replay.plan, step.dense, values, before_run=before)
+    return True
 
 
 # -- preparing a replay -------------------------------------------------------
