@@ -3,13 +3,15 @@
 Every function takes (gradient, variable) pairs and returns new ones; nothing is
 written into a gradient, since two variables may share one. None passes through. Of
 `IndexedSlices` the values are clipped as they are, before duplicates are summed. Norms
-are formed in float32 at least, and over all shards of a sharded gradient.
+are formed in float64, in one order for any number of threads and any strides, and over
+all shards of a sharded gradient.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +21,9 @@ from thalweg.gradients.wrapped import is_sharded
 from thalweg.state import IndexedSlices
 
 Pair: TypeAlias = tuple[Any, Any]
+
+_RUN, _MOST = 1 << 14, 1 << 21
+"""Elements that one thread adds up, and that are widened at a time."""
 
 
 def clip_by_value(pairs: Iterable[Pair], clip_value: float) -> list[Pair]:
@@ -102,8 +107,8 @@ def clip_by_global_norm(
     grads = [grad for grad, _ in given if grad is not None]
     if not grads:
         return given
-    norm = global_norm(grads) if use_norm is None else torch.as_tensor(use_norm)
-    factor = _global_factor(norm, bound)
+    norm = _length(_norms(grads)) if use_norm is None else torch.as_tensor(use_norm)
+    factor = torch.where(torch.isfinite(norm), _factor(norm, bound), torch.nan)
     return [(_changed(grad, lambda v: _scaled(v, factor)), var) for grad, var in given]
 
 
@@ -114,21 +119,20 @@ def global_norm(gradients: Iterable[Any]) -> torch.Tensor:
         gradients: Tensors, `IndexedSlices` or None, read once.
 
     Returns:
-        A scalar on the device of the first gradient; 0 without any.
+        A scalar on the device of the first gradient, of the widest dtype of all, and
+        of float32 at least; 0 without any.
 
     Example:
         >>> global_norm([torch.tensor([3.0]), None, torch.tensor([4.0])])
         tensor(5.)
     """
-    norms = _norms([grad for grad in gradients if grad is not None])
-    if not norms:
+    grads = [grad for grad in gradients if grad is not None]
+    if not grads:
         return torch.zeros(())
-    widest = torch.promote_types(norms[0].dtype, torch.float32)
-    for norm in norms:
-        widest = torch.promote_types(widest, norm.dtype)
-    device = norms[0].device
-    stacked = torch.stack([norm.to(device=device, dtype=widest) for norm in norms])
-    return torch.linalg.vector_norm(stacked)
+    widest = torch.float32
+    for grad in grads:
+        widest = torch.promote_types(widest, _values(grad).dtype)
+    return _length(_norms(grads)).to(widest)
 
 
 def widened(grad: Any) -> Any:
@@ -176,24 +180,18 @@ def _changed(grad: Any, change: Any) -> Any:
     return change(grad)
 
 
+def _factor(norm: torch.Tensor, bound: float) -> torch.Tensor:
+    """What brings a length down to a bound; one that is within it stays."""
+    return torch.where(norm <= bound, 1.0, bound / norm)
+
+
 def _shortened(grad: Any, norm: torch.Tensor, bound: float) -> Any:
-    limit = norm.clamp(min=bound)
-
-    def change(values: torch.Tensor) -> torch.Tensor:
-        if not bound:  # 0 / max(0, 0) is not a number, but nothing stays nothing.
-            return _scaled(values, torch.where(norm > 0, 0.0, 1.0).to(norm.dtype))
-        wide = values.to(torch.promote_types(values.dtype, norm.dtype))
-        return (wide * bound / limit.to(wide.device)).to(values.dtype)
-
-    return _changed(grad, change)
+    return _changed(grad, partial(_scaled, factor=_factor(norm, bound)))
 
 
-def _global_factor(norm: torch.Tensor, bound: float) -> torch.Tensor:
-    if bound:
-        factor = bound * torch.clamp(1.0 / norm, max=1.0 / bound)
-    else:
-        factor = torch.zeros_like(norm)
-    return torch.where(torch.isfinite(norm), factor, torch.nan)
+def _length(norms: Sequence[torch.Tensor]) -> torch.Tensor:
+    device = norms[0].device
+    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
 
 
 def _scaled(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -212,8 +210,11 @@ def _norms(gradients: Sequence[Any]) -> list[torch.Tensor]:
 
 
 def _norm(values: torch.Tensor) -> torch.Tensor:
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    return torch.linalg.vector_norm(values, dtype=dtype)
+    flat = values.reshape(-1)
+    runs = len(flat) // _RUN * _RUN
+    parts = [*flat[:runs].view(-1, _RUN).split(_MOST // _RUN), flat[None, runs:]]
+    norms = [torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in parts]
+    return torch.linalg.vector_norm(torch.cat(norms))
 
 
 def _sharded(values: Sequence[Any]) -> list[torch.Tensor]:
@@ -225,10 +226,9 @@ def _sharded(values: Sequence[Any]) -> list[torch.Tensor]:
     squares = [_sum_of_squares(value) for value in values]
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, square in enumerate(squares):
-        key = (square.device_mesh, square.placements, square.dtype)
-        groups[key].append(index)
+        groups[square.device_mesh, square.placements].append(index)
     norms: dict[int, torch.Tensor] = {}
-    for (mesh, placements, _), members in groups.items():
+    for (mesh, placements), members in groups.items():
         local = torch.stack([squares[index].to_local() for index in members])
         kind = type(squares[members[0]])
         total = kind.from_local(local, mesh, placements, run_check=False).full_tensor()
@@ -237,5 +237,5 @@ def _sharded(values: Sequence[Any]) -> list[torch.Tensor]:
 
 
 def _sum_of_squares(value: Any) -> Any:
-    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    wide = value.to(torch.float64)
     return (wide * wide).sum()

@@ -106,6 +106,38 @@ def test_norm_of_mixed_dtypes_is_the_widest():
     assert norm.item() == 5.0
 
 
+@pytest.mark.parametrize("clip", [clip_by_norm, clip_by_global_norm])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_gradients_are_shortened_to_the_bound(clip, dtype):
+    # In float32 a sum of so many equal squares stops growing.
+    long = torch.full((3_000_001,), 1e-3, dtype=dtype)
+    ((clipped, _),) = clip([(long, None)], 1.0)
+    expected = long.double() / long.double().square().sum().sqrt()
+    torch.testing.assert_close(clipped, expected.to(dtype), rtol=2e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("clip", [clip_by_norm, clip_by_global_norm])
+def test_squares_that_float32_cannot_hold(clip):
+    ((clipped, _),) = clip([(torch.full((4,), 1e25), None)], 1.0)
+    assert clipped.tolist() == [0.5] * 4
+    ((clipped, _),) = clip([(torch.full((4,), 1e-25), None)], 1e-25)
+    torch.testing.assert_close(clipped, torch.full((4,), 5e-26), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("clip", [clip_by_norm, clip_by_global_norm])
+@pytest.mark.parametrize("size", [0, 1, 100, 16_384, 70_000])
+def test_norms_know_neither_strides_nor_threads(clip, size):
+    whole = torch.randn(size, 4, dtype=torch.float64)
+    ((expected, _),) = clip([(whole, None)], 0.1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        ((clipped, _),) = clip([(whole.t().contiguous().t(), None)], 0.1)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(clipped, expected)
+
+
 @pytest.mark.parametrize("clip", [clip_by_value, clip_by_norm, clip_by_global_norm])
 def test_bound_of_zero(clip):
     zeros = (torch.zeros(2), None)
