@@ -126,7 +126,8 @@ def _without_coo(
             gradient = gradients[i].detach()
             is_rows = gradient.layout == torch.sparse_coo and gradient.sparse_dim() == 1
             if is_exact or not is_rows:
-                new[i], sorts[i] = gradient.to_dense(), 1
+                wide = torch.promote_types(gradient.dtype, torch.float32)
+                new[i], sorts[i] = gradient.to(wide).to_dense(), 1
             else:
                 new[i] = as_gradient(gradient)
                 if not has_device_kernels(gradient.device):  # which look themselves

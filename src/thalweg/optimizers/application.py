@@ -37,6 +37,7 @@ from thalweg.step import (
 )
 from thalweg.step.compose import ScalarView
 from thalweg.step.device_step import clock_in_force, numbers_of_rest
+from thalweg.step.row_updates import as_added
 
 __all__ = ["RuleApplication"]
 
@@ -323,8 +324,8 @@ class RuleApplication(StochasticRounding):
 
     def _apply_whole(self, slices: IndexedSlices, member: Member) -> None:
         """The dense update with zero rows where there is no gradient."""
-        shape = tuple(member.var.shape)
-        whole = IndexedSlices(slices.values, slices.indices, shape).to_dense()
+        wide, shape = as_added(slices, member.var), tuple(member.var.shape)
+        whole = IndexedSlices(wide.values, wide.indices, shape).to_dense()
         self._apply_member(member, whole)
 
     def _apply_and_decay(self, slices: IndexedSlices, member: Member) -> None:

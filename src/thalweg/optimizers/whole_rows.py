@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from thalweg.compiler import Rule
+from thalweg.compiler.program import compute_dtype
 from thalweg.distribute import is_distributed
 from thalweg.optimizers.slots import Entry
 from thalweg.optimizers.step_count import StepCount
@@ -162,7 +163,8 @@ def dense_gradients(located: Sequence[Located]) -> list[Tensor]:
         located: Variables with sparse gradients; on the CPU their indices name rows.
 
     Returns:
-        New tensors of the variables' shapes.
+        New tensors of the variables' shapes, of the type in which updates of touched
+        rows add up.
     """
     found: list[Tensor] = []
     updates: list[RowUpdate] = []
@@ -170,7 +172,8 @@ def dense_gradients(located: Sequence[Located]) -> list[Tensor]:
         if not variable.shape[0]:
             given.check_bounds(0)  # no index can be right
         values, shape = given.values.detach(), tuple(variable.shape)
-        dense = torch.zeros(shape, dtype=values.dtype, device=values.device)
+        dtype = compute_dtype((values.dtype, variable.dtype))
+        dense = torch.zeros(shape, dtype=dtype, device=values.device)
         found.append(dense)
         rows = IndexedSlices(values, given.indices, shape)
         updates.append(RowUpdate(Member(_ADD, (dense,), (), 0), rows, "sum"))

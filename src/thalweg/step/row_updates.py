@@ -13,13 +13,21 @@ from typing import Literal
 import torch
 
 from thalweg.compiler import KernelKey
+from thalweg.compiler.program import compute_dtype
 from thalweg.errors import describe, message
 from thalweg.state import IndexedSlices
 from thalweg.step.group import Member
 from thalweg.step.overlaps import extent
 from thalweg.step.tensors import check_overlap, check_readable, check_writable
 
-__all__ = ["RowMode", "RowUpdate", "Spans", "check_updates", "rounds_of"]
+__all__ = [
+    "RowMode",
+    "RowUpdate",
+    "Spans",
+    "as_added",
+    "check_updates",
+    "rounds_of",
+]
 
 RowMode = Literal["sum", "sequence"]
 
@@ -173,6 +181,22 @@ def check_updates(updates: Sequence[RowUpdate]) -> None:
         update.check()
     if len(updates) > 1:
         check_overlap(updates[0].where, [update.member.var for update in updates])
+
+
+def as_added(slices: IndexedSlices, variable: torch.Tensor) -> IndexedSlices:
+    """Slices with values of the type in which kernels add up those of one row.
+
+    Args:
+        slices: A sparse gradient.
+        variable: Its variable.
+
+    Example:
+        >>> half = IndexedSlices(torch.ones(1, 2).half(), torch.tensor([0]))
+        >>> as_added(half, torch.zeros(3, 2)).dtype
+        torch.float32
+    """
+    dtype = compute_dtype((slices.values.dtype, variable.dtype))
+    return slices.with_values(slices.values.to(dtype))
 
 
 def rounds_of(slices: IndexedSlices) -> Iterator[IndexedSlices]:

@@ -29,7 +29,13 @@ from thalweg.step.device_rows import launch_on_devices
 from thalweg.step.device_step import numbers_of_rest
 from thalweg.step.group import Member
 from thalweg.step.recognition import recognizer
-from thalweg.step.row_updates import RowUpdate, Spans, check_updates, rounds_of
+from thalweg.step.row_updates import (
+    RowUpdate,
+    Spans,
+    as_added,
+    check_updates,
+    rounds_of,
+)
 
 __all__ = ["RowPlan", "launch_row_updates"]
 
@@ -320,8 +326,7 @@ def _interpret(update: RowUpdate, values: Values) -> None:
     numbers = {name: float(values[name][member.setting]) for name in names}
     numbers |= member.rounding_columns
     width = _width(member.var)
-    if slices.values.itemsize < torch.float32.itemsize:  # as kernels add them up
-        slices = slices.with_values(slices.values.float())
+    slices = as_added(slices, member.var)
     # A slot of one number is read before the first row, and has one new value.
     cells = {i for i, kind in enumerate(member.layouts, 1) if kind == "scalar"}
     olds = [t.clone() if i in cells else t for i, t in enumerate(member.tensors)]

@@ -77,3 +77,37 @@ def test_a_step_of_both_kinds_is_not_repeated_without_its_rows() -> None:
     table = tw.Variable(torch.ones(4, 2), name="t")
     rows = tw.IndexedSlices(torch.ones(1, 2), torch.tensor([1]), (4, 2))
     assert not SparseReplay.can_repeat([(rows, table)], [])
+
+
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_duplicates_are_added_up_as_by_updates_of_touched_rows(
+    held: torch.dtype, given: torch.dtype, *, is_strided: bool
+) -> None:
+    generator = torch.Generator().manual_seed(7)
+    values = torch.randn(200, 3, generator=generator).to(given)
+    rows = torch.randint(20, (200,), generator=generator)
+    found = []
+    for policy, strided in (("rows", False), ("rows", is_strided), ("exact", False)):
+        table = torch.zeros(3, 20, dtype=held).t() if strided else torch.zeros(20, 3)
+        parameter = torch.nn.Parameter(table.to(held))
+        optimizer = tw.optimizers.SGD(1.0, sparse_update=policy)
+        slices = tw.IndexedSlices(values, rows, (20, 3))
+        optimizer.apply_gradients([(slices, parameter)])
+        found.append(parameter.detach())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_drop_in_adds_duplicates_of_halves_in_float32() -> None:
+    values = torch.tensor([[1.0], [2.0**-8], [-1.0]], dtype=torch.bfloat16)
+    found = []
+    for policy in ("rows", "exact"):
+        table = torch.nn.Parameter(torch.zeros(2, 1, dtype=torch.bfloat16))
+        table.grad = torch.sparse_coo_tensor(
+            torch.tensor([[1, 1, 1]]), values, (2, 1), check_invariants=True
+        )
+        tw.optim.SGD([table], lr=1.0, sparse_update=policy).step()
+        found.append(table.flatten().tolist())
+    assert found == [[0.0, -(2.0**-8)]] * 2
