@@ -84,6 +84,10 @@ class Plan:
         self.owns_rows = owns_rows
         self._own = [tensor for m in members for tensor in m.tensors]
         self._places = Places(self._own)
+        self._stored = (
+            list(map(_dtype_of, self._own)),
+            list(map(torch.Tensor.stride, self._own)),
+        )
         self._addresses = Addresses(len(self.variables))
         self._sizes = [g.nbytes for g in gradients]
         self._beside: list[tuple[int, int]] = []
@@ -101,7 +105,6 @@ class Plan:
         self._on_devices = [g for g in self._groups if isinstance(g, DeviceGroup)]
         self._folds: dict[object, DeviceFold] = {}
         self._is_plain = all(group.is_plain for group in self._groups)
-        self._strides = [v.stride() for v in self.variables]
         self.recognition = Recognition(self.variables, gradients)
         self._lie_plain = self._are_plain(gradients)
         self._loaded: Loaded = (), {}
@@ -167,7 +170,8 @@ class Plan:
             and list(map(_dtype_of, gradients)) == self._dtypes
             and not any(map(torch.Tensor.is_neg, gradients))
             and (not _FOR_DEVICES or list(map(_device_of, gradients)) == self._devices)
-            and list(map(torch.Tensor.stride, variables)) == self._strides
+            and list(map(_dtype_of, self._own)) == self._stored[0]
+            and list(map(torch.Tensor.stride, self._own)) == self._stored[1]
             and self.is_in_place()
         )
         if fits:

@@ -219,3 +219,19 @@ tw.raw_ops.ResourceApplyGradientDescent(var=weight, alpha=0.5, delta=torch.ones(
 assert weight.item() == 0.0, weight
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def summing(var: Any, total: Any, grad: Any) -> Any:
+    return var - grad, total + grad
+
+
+@pytest.mark.parametrize("is_slot", [False, True])
+def test_another_dtype_at_the_same_address_is_found(*, is_slot: bool) -> None:
+    rule = Rule.of(summing)
+    held = [torch.ones(6, 2), torch.ones(6, 2)]
+    wide = torch.ones(6, 2)
+    plan = Plan("test", [Member(rule, tuple(held), ("like",), 0)], [wide])
+    tensor = held[is_slot]
+    tensor.data = tensor.view(torch.bfloat16).flatten()[:12].view(6, 2)
+    assert plan.is_in_place()
+    assert not plan.fits(held[:1], [wide])
