@@ -338,7 +338,7 @@ class Reader:
         entry = self.manifest.tensors[key]
         if isinstance(entry.stored, str):
             return self._files[entry.stored].read(key)
-        whole = torch.empty(entry.shape, dtype=entry.dtype)
+        whole = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         self._copy_box(key, Box.whole(entry.shape), whole)
         return whole
 

@@ -44,12 +44,16 @@ def piece_of(tensor: torch.Tensor, key: str = "tensor") -> Piece:
         if type(placement).__name__ not in _PLACEMENTS:
             raise _no_box(tensor, key, placement)
     if 0 in shape:  # every rank holds all of nothing
-        empty = torch.empty(shape, dtype=sharded.dtype)
+        empty = torch.empty(shape, dtype=sharded.dtype, device="cpu")
         return Piece(empty, Box.whole(shape), shape)
     coordinate = sharded.device_mesh.get_coordinate()
     if coordinate is None:  # a rank outside of the mesh holds nothing
         nothing = Box.whole((0,) * max(1, len(shape)))
-        return Piece(torch.empty(nothing.shape, dtype=sharded.dtype), nothing, shape)
+        return Piece(
+            torch.empty(nothing.shape, dtype=sharded.dtype, device="cpu"),
+            nothing,
+            shape,
+        )
     box, local = _box_of(sharded, coordinate), local_tensor(tensor)
     if box is None or box.shape != tuple(local.shape):
         raise _no_box(tensor, key, sharded.placements)

@@ -182,7 +182,7 @@ class TensorFile:
         """
         place, mapped = self.layout[key], self._map
         if place.begin == place.end:
-            return torch.empty(place.shape, dtype=place.dtype)
+            return torch.empty(place.shape, dtype=place.dtype, device="cpu")
         if DROP_PAGES is not None:
             # Tensors given before stay valid: what is touched again is read again.
             mapped.madvise(DROP_PAGES)

@@ -350,8 +350,8 @@ class Interpreter:
 
     def _constant(self, value: float, mask: bool = False) -> Tensor:
         if mask:
-            return torch.tensor([bool(value)])
-        return torch.tensor([value], dtype=torch.float64).to(self.compute)
+            return torch.tensor([bool(value)], device="cpu")
+        return torch.tensor([value], dtype=self.compute, device="cpu")
 
 
 def _masked(node: fx.Node) -> tuple[tuple[Operand, ...], list[bool]]:

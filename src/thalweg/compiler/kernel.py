@@ -173,7 +173,7 @@ class Kernel:
         lengths = _column(items, 3)
         chunks = int(((lengths + CHUNK - 1) // CHUNK).sum())
         wanted = max(chunks * max(map(len, self.totals)), 1)
-        return torch.empty(wanted, dtype=torch.float64)
+        return torch.empty(wanted, dtype=torch.float64, device="cpu")
 
     def bind_interpreter(
         self, tables: Sequence[Table], rows: Sequence[Table] = ()

@@ -58,7 +58,9 @@ def over_rows(x: Tensor, reduction: Reduction) -> Tensor:
     """
     wide = _terms(x, reduction)
     width = x.shape[1]
-    total = torch.full((x.shape[0],), _start(reduction), dtype=torch.float64)
+    total = torch.full(
+        (x.shape[0],), _start(reduction), dtype=torch.float64, device=x.device
+    )
     total = total.to(x.device)
     for start in range(0, width, CHUNK):
         part = _fold(wide[:, start : start + CHUNK], reduction)

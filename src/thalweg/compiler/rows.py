@@ -56,17 +56,17 @@ class RowTables:
     @property
     def items(self) -> Tensor:
         """Shape (n, 5): variable, offset, gradient offset, width, scalar row."""
-        return torch.as_tensor(self._items)
+        return torch.as_tensor(self._items, device="cpu")
 
     @property
     def starts(self) -> Tensor:
         """Shape (n + 1,): where the sources of each item begin."""
-        return torch.as_tensor(self._starts)
+        return torch.as_tensor(self._starts, device="cpu")
 
     @property
     def sources(self) -> Tensor:
         """Positions in the list of indices, grouped by item."""
-        return torch.as_tensor(self._sources)
+        return torch.as_tensor(self._sources, device="cpu")
 
     @property
     def addresses(self) -> tuple[int, int, int]:

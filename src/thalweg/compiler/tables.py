@@ -182,7 +182,7 @@ class TableInterpreter:
         memory = self._memory(touched, addresses)
         for turn, (chosen, values) in enumerate(self._turns(touched, addresses[-1])):
             own = touched.rows[chosen]
-            index = torch.as_tensor(own)
+            index = torch.as_tensor(own, device="cpu")
             views = [m if m.dim() == 1 else m[index].reshape(-1) for m in memory]
             places = own[:, None] * touched.width + np.arange(touched.width)
             views.append(values.reshape(-1))
@@ -257,18 +257,18 @@ class TableInterpreter:
         own = sources[touched.starts.min() : ends.max()]
         count, width = int(own.max()) + 1, touched.width
         gradient = self._view(address, 0, count * width, -1).reshape(count, width)
-        total = torch.empty(0)
+        total = torch.empty(0, device="cpu")
         for turn in range(int(touched.counts.max())):
             chosen = np.flatnonzero(touched.counts > turn)
             positions = touched.starts[chosen] + turn
-            values = gradient[torch.as_tensor(sources[positions])]
+            values = gradient[torch.as_tensor(sources[positions], device="cpu")]
             if self._mode == "sequence":
                 yield chosen, values
             elif turn == 0:
                 total = values
             else:
                 wide = total.to(self._interpreter.compute)
-                wide[torch.as_tensor(chosen)] += values
+                wide[torch.as_tensor(chosen, device="cpu")] += values
                 total = wide
         if self._mode == "sum":
             yield np.arange(len(touched.rows)), total

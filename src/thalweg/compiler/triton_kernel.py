@@ -266,12 +266,14 @@ class TritonLaunch:
             self._share = _share(longest, 4 * _DENSE_BLOCK)
         else:
             length = piece_length(int(host[:, 3].sum()))
-            self._pieces = torch.as_tensor(cut(host, length)).to(self._device)
+            self._pieces = torch.as_tensor(cut(host, length), device="cpu").to(
+                self._device
+            )
             self._share = 1
         if kernel.num_passes > 1:
             chunks, folds = chunks_and_folds(host)
-            self._chunks = torch.as_tensor(chunks).to(self._device)
-            self._folds = torch.as_tensor(folds).to(self._device)
+            self._chunks = torch.as_tensor(chunks, device="cpu").to(self._device)
+            self._folds = torch.as_tensor(folds, device="cpu").to(self._device)
             size = max(len(chunks) * max(map(len, kernel.totals)), 1)
             self._partials = torch.empty(size, dtype=torch.float64, device=self._device)
 

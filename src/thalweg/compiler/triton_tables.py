@@ -146,5 +146,5 @@ class Upload:
         return self._buffer() if spare is None else spare
 
     def _buffer(self) -> Tensor:
-        kind = self.table.dtype
-        return torch.empty(tuple(self.table.shape), dtype=kind, pin_memory=True)
+        shape, dtype = tuple(self.table.shape), self.table.dtype
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)

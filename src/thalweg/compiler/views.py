@@ -45,7 +45,7 @@ def view_memory(address: int, length: int, dtype: torch.dtype) -> Memory:
         return np.ndarray(length, kind, _WINDOW, address - 1)
     with torch.inference_mode(False):  # it is kept for steps outside of that mode
         if length == 0:
-            return torch.empty(0, dtype=dtype)
+            return torch.empty(0, dtype=dtype, device="cpu")
         bits = np.ndarray(length, _BITS, _WINDOW, address - 1)
         return tensor_over(bits).view(dtype)
 

@@ -141,7 +141,7 @@ class _Step:
         had = [gradients[i] is not None for i in plan.flagged]
         dense = [isinstance(gradients[i], Tensor) for i in plan.dense]
         own = [*had, *dense, plan.is_too_narrow_for(gradients), self._is_refused]
-        places, flags = plan.dense, torch.tensor(own, dtype=torch.float32)
+        places, flags = plan.dense, torch.tensor(own, dtype=torch.float32, device="cpu")
         flags = flags.to(self._variables[plan.flagged[0]].device)
         *reduced, seen = collectives.all_reduce_bucketed(
             [*self._dense_parts(places), flags], self._op

@@ -27,7 +27,8 @@ class Counters:
     @torch.inference_mode(False)  # a tensor of that mode has no version
     def __init__(self, names: Sequence[str], size: int) -> None:
         self.names = tuple(names)
-        self._table = torch.zeros((len(self.names), size), dtype=torch.float64)
+        shape = len(self.names), size
+        self._table = torch.zeros(shape, dtype=torch.float64, device="cpu")
         self.values = self._table.numpy()
         self._rows = dict(zip(self.names, self.values, strict=True))
         self.last: object = None

@@ -187,8 +187,8 @@ class CounterClock(StepClock):
         self._optimizer = optimizer
         self._counters = counters
         self._names = optimizer.all_columns()
-        self._positions = torch.as_tensor(positions).to(self.device)
-        self._group_of = torch.as_tensor(group_of).to(self.device)
+        self._positions = torch.as_tensor(positions, device="cpu").to(self.device)
+        self._group_of = torch.as_tensor(group_of, device="cpu").to(self.device)
         self._numbers = np.zeros((len(self._names), len(positions)))
         self._mirror = Mirror(self._numbers, self.device)
         self._values: dict[str, Tensor] = {}

@@ -260,7 +260,7 @@ def _value(
     optimizer: Described, parameter: torch.Tensor, key: str, value: Any, old: Any
 ) -> Any:
     if key in optimizer.counters and optimizer.counts_in_state:
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
     if not isinstance(value, torch.Tensor):
         return copy.deepcopy(value)
     is_cut = is_distributed(parameter) and not is_distributed(value)

@@ -70,7 +70,8 @@ class Accumulating(Applying):
         steps = self._settings.gradient_accumulation_steps
         if steps is None:
             return
-        position = self.add_weight(_POSITION, dtype=torch.int64, trainable=False)
+        with torch.device("cpu"):
+            position = self.add_weight(_POSITION, dtype=torch.int64, trainable=False)
         self._sums = Sums(self._name, steps, position)
 
     @property

@@ -123,12 +123,10 @@ class RuleApplication(StochasticRounding):
         for name, state in self._states_declared.items():
             if name not in self._states:
                 _ = self.iterations  # comes first among the weights
-                self._states[name] = self.add_weight(
-                    name,
-                    dtype=torch.float64,
-                    initializer=state.initial,
-                    trainable=False,
-                )
+                first = {"initializer": state.initial, "dtype": torch.float64}
+                with torch.device("cpu"):
+                    state = self.add_weight(name, **first, trainable=False)
+                self._states[name] = state
                 self._weights.append(self._states[name])
         return self._states
 

@@ -180,7 +180,9 @@ class HyperparameterAccess(Declared):
         if isinstance(value, (int, float)):
             return float(value)
         if callable(value) and not isinstance(value, torch.Tensor):
-            shown = self.iterations if step is None else torch.tensor(step)
+            shown = (
+                self.iterations if step is None else torch.tensor(step, device="cpu")
+            )
             value = value(shown) if takes_step(value) else value()
         number = float(value.detach() if isinstance(value, torch.Tensor) else value)
         declared = self._hypers_declared.get(name) or OPTION_BOUNDS.get(name)

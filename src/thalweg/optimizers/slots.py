@@ -76,9 +76,10 @@ class SlotTable(HyperparameterAccess, Trackable):
     def iterations(self) -> Variable:
         """Number of applied steps, an int64 `Variable` of shape ()."""
         if self._iterations is None:
-            self._iterations = self.add_weight(
-                "iter", shape=(), dtype=torch.int64, trainable=False
-            )
+            with torch.device("cpu"):  # where it is read, whatever the default is
+                self._iterations = self.add_weight(
+                    "iter", dtype=torch.int64, trainable=False
+                )
             self._weights.insert(0, self._iterations)
         return self._iterations
 
@@ -388,7 +389,7 @@ class SlotTable(HyperparameterAccess, Trackable):
                 f"weight list of length {len(weights)}, but the optimizer expects "
                 f"{len(self._weights)} weights. Call build(variables) first."
             )
-        arrays = [torch.as_tensor(np.asarray(w)) for w in weights]
+        arrays = [torch.as_tensor(np.asarray(w), device="cpu") for w in weights]
         for own, given in zip(self._weights, arrays, strict=True):
             if tuple(own.shape) != tuple(given.shape):
                 raise ValueError(

@@ -114,7 +114,9 @@ class Operator:
             elif isinstance(value, (int, float)):
                 # Of a number that a compiled function is passed, torch.tensor would
                 # make a constant, and each other number would be compiled again.
-                tensors[name] = torch.ones((), dtype=torch.float64) * value
+                tensors[name] = (
+                    torch.ones((), dtype=torch.float64, device="cpu") * value
+                )
             else:
-                tensors[name] = torch.tensor(value, dtype=torch.float64)
+                tensors[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
         return tensors

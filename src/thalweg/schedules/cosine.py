@@ -249,7 +249,9 @@ class NoisyLinearCosineDecay(Formula):
         generator = torch.Generator()
         seed = (self.seed or 0) * _SEED_STRIDE + math.floor(step)
         generator.manual_seed(seed % _SEED_RANGE)
-        noise = torch.randn((), generator=generator, dtype=torch.float64).item()
+        noise = torch.randn(
+            (), generator=generator, dtype=torch.float64, device="cpu"
+        ).item()
         return math.sqrt(as_float(self.initial_variance) / fading) * noise
 
 

@@ -265,7 +265,8 @@ class _Calls:
 @torch.inference_mode(False)  # tensors of that mode have no version
 def _calls() -> _Calls | None:
     """The functions, if there is a compiler and torch is as they expect."""
-    samples = [torch.zeros(3), torch.nn.Parameter(torch.zeros(4)), torch.zeros(4)[2:]]
+    first, second, third = (torch.zeros(4, device="cpu") for _ in range(3))
+    samples = [first, torch.nn.Parameter(second), third[2:]]
     offset = _offset(samples)
     torch_functions = _torch_functions()
     if offset is None or torch_functions is None:

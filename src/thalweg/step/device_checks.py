@@ -60,7 +60,9 @@ class LateCheck:
         self._is_right = torch.ones(size, dtype=torch.bool, device=device)
         self._is_cuda = device.type == "cuda"
         # Made ahead, because page-locking memory does not belong into a capture.
-        self._copy = torch.ones(size, dtype=torch.bool, pin_memory=self._is_cuda)
+        self._copy = torch.ones(
+            size, dtype=torch.bool, device="cpu", pin_memory=self._is_cuda
+        )
         self._event: torch.cuda.Event | None = None
         self._is_noted = self._is_captured = self._is_behind = False
 

@@ -229,7 +229,7 @@ class DeviceClock(StepClock):
         for name, numbers_of in self._varying.items():
             steps = range(first, first + length)
             rows = np.array([numbers_of(step) for step in steps], dtype=np.float64)
-            self._table_of(name, length).copy_(torch.as_tensor(rows))
+            self._table_of(name, length).copy_(torch.as_tensor(rows, device="cpu"))
         self._first.fill_(first)
         self._start, self._end = first, first + length
 

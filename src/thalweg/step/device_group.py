@@ -51,8 +51,8 @@ class DeviceGroup(Group):
         kernel: Any = DeviceKernel(key, device)
         super().__init__(kernel, members, positions, owns_rows=owns_rows)
         first = [member for member, _ in self._rows]
-        self._first = torch.as_tensor(self._order[first]).to(device)
-        self._row_settings = torch.as_tensor(self._settings).to(device)
+        self._first = torch.as_tensor(self._order[first], device="cpu").to(device)
+        self._row_settings = torch.as_tensor(self._settings, device="cpu").to(device)
         self._bound = cast("DeviceLaunch", cast("object", self._launch))
 
     @override

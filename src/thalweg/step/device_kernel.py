@@ -99,7 +99,7 @@ def _probe(var: Tensor, slot: Tensor, grad: Tensor, *, rate: float) -> Any:
 
 def _problem_of_probe(device: torch.device) -> str:
     rule, generator = Rule.of(_probe), torch.Generator().manual_seed(1)
-    tensors = [torch.rand(257, generator=generator) for _ in range(3)]
+    tensors = [torch.rand(257, generator=generator, device="cpu") for _ in range(3)]
     expected = interpret(rule, {}, tensors, {"rate": 0.1})
     kernel = DeviceKernel(KernelKey(rule, (), (torch.float32,) * 3), device)
     own = [tensor.to(device) for tensor in tensors]
@@ -138,7 +138,7 @@ class Mirror:
 
     def __init__(self, host: Array, device: torch.device) -> None:
         self._host = host
-        self._values = torch.as_tensor(host)
+        self._values = torch.as_tensor(host, device="cpu")
         self.table = torch.empty_like(self._values, device=device)
         self.table.copy_(self._values)
         self._copied = host.copy()
@@ -212,7 +212,9 @@ class DeviceKernel:
             A callable that starts the kernels on the current stream.
         """
         places, numbers = Mirror(pointers, self._device), Mirror(scalars, self._device)
-        start = self._kernel.bind(torch.as_tensor(items), places.table, numbers.table)
+        start = self._kernel.bind(
+            torch.as_tensor(items, device="cpu"), places.table, numbers.table
+        )
         return DeviceLaunch(start, places, numbers)
 
 

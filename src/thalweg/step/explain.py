@@ -50,8 +50,8 @@ class Part:
     def _row(self) -> RowUpdate:
         """An update of no rows."""
         var = self.member.var
-        values = torch.empty((0, *var.shape[1:]), dtype=self.gradient)
-        nothing = IndexedSlices(values, torch.empty(0, dtype=torch.int64))
+        values = torch.empty((0, *var.shape[1:]), dtype=self.gradient, device="cpu")
+        nothing = IndexedSlices(values, torch.empty(0, dtype=torch.int64, device="cpu"))
         return RowUpdate(self.member, nothing, self.rows or "sum")
 
     @property

@@ -266,7 +266,7 @@ class Group:
 
     def _table(self) -> torch.Tensor:
         """The scalar table that the passes of the kernel work on."""
-        return torch.as_tensor(self._scalars)
+        return torch.as_tensor(self._scalars, device="cpu")
 
     def _read_pointers(self) -> None:
         for i, (member, staged) in enumerate(
@@ -323,7 +323,8 @@ class Group:
             var = self.variables[number]
             staged = self._staged[number]
             like = var.detach() if staged is None else staged.copies[0]
-            self._copies[number] = torch.empty_like(like, dtype=grad.dtype)
+            with torch.inference_mode(False):  # later steps are outside of that mode
+                self._copies[number] = torch.empty_like(like, dtype=grad.dtype)
         self._copies[number].copy_(grad)
         return self._copies[number].data_ptr()
 
@@ -345,6 +346,7 @@ class _Staged:
     copies: tuple[torch.Tensor, ...]
 
     @classmethod
+    @torch.inference_mode(False)  # later steps are outside of that mode
     def of(cls, tensors: tuple[torch.Tensor, ...], *, in_order: bool) -> _Staged | None:
         """Copies if a kernel cannot run on the tensors; some know one order only."""
         var = tensors[0]

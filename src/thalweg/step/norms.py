@@ -212,7 +212,7 @@ class HostClip(ClipFactors):
     ) -> None:
         (kernel,) = compile_rules([clip_key(clipnorm, global_clipnorm)])
         self._norms = np.zeros(count, dtype=np.float64)
-        norms = torch.as_tensor(self._norms)
+        norms = torch.as_tensor(self._norms, device="cpu")
         super().__init__(kernel, norms, clipnorm, global_clipnorm)
         self._factors: np.ndarray = self._scales.numpy()
 
