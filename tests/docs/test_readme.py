@@ -43,6 +43,20 @@ def test_python_of_the_readme_runs(
     assert weight.detach().tolist() == [0.5]
 
 
+def test_the_step_of_the_readme_measures_as_the_default_one_does() -> None:
+    names, figures = make_names(), []
+    (block,) = [block for block in BLOCKS if "def train_step" in block]
+    exec(compile(block, str(README), "exec"), names | {"tw": tw}, names)
+    for kind in (tw.Model, names["Classifier"]):
+        torch.manual_seed(0)
+        model = kind(torch.nn.Linear(64, 10))
+        model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+        history = model.fit(names["x"], names["y"], epochs=8, verbose=0)
+        figures.append(history.history)
+    assert figures[1]["accuracy"] == figures[0]["accuracy"] != [0.0] * 8
+    assert figures[1]["loss"] == pytest.approx(figures[0]["loss"], rel=1e-6)
+
+
 def test_the_table_of_rules_has_every_optimizer_and_leads_to_files() -> None:
     _, _, text = README.read_text().partition("## Where is the maths")
     rows = re.findall(r"^\| `(\w+)` \|(.*)$", text.partition("\n## ")[0], re.MULTILINE)
