@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from thalweg.step.bandwidth import Bandwidth
     from thalweg.testing.speed import Speed
 
 _WIDTH = 36
@@ -29,13 +30,13 @@ def bench(
 ) -> None:
     """Measure memory bandwidth and some updates; explain() uses the result."""
     # Imported when the command runs: this is where torch comes in.
-    torch, kept = import_module("torch"), import_module("thalweg.step.bandwidth")
+    torch = import_module("torch")
     if threads is not None:
         torch.set_num_threads(threads)
     if device != "cpu":
         name, bandwidth = _measure_gpu(torch, device, elements or 2**28)
         typer.echo(f"{name}: {bandwidth.bytes_per_second / 1e9:.1f} GB/s")
-        typer.echo(f"kept in {kept.keep_bandwidth(bandwidth, name)}")
+        typer.echo(_kept(bandwidth, name))
         return
     elements = elements or 16_000_000
     speed = import_module("thalweg.testing.speed")
@@ -44,7 +45,7 @@ def bench(
     typer.echo(f"memory: {rate / 1e9:.1f} GB/s, {bandwidth.threads} threads")
     for found in speed.measure_kernels(elements):
         typer.echo(_line(found, rate))
-    typer.echo(f"kept in {kept.keep_bandwidth(bandwidth)}")
+    typer.echo(_kept(bandwidth, "cpu"))
 
 
 def _measure_gpu(torch: Any, device: str, elements: int) -> tuple[str, Any]:
@@ -58,6 +59,15 @@ def _measure_gpu(torch: Any, device: str, elements: int) -> tuple[str, Any]:
     place = torch.device(device)
     measure = import_module("thalweg.testing.device_speed").measure_device_bandwidth
     return torch.cuda.get_device_name(place), measure(elements, place)
+
+
+def _kept(bandwidth: Bandwidth, device: str) -> str:
+    """Keep what was measured; where, or why not."""
+    try:
+        keep = import_module("thalweg.step.bandwidth").keep_bandwidth
+        return f"kept in {keep(bandwidth, device)}"
+    except OSError as refusal:
+        return f"not kept: {refusal}"
 
 
 def _line(found: Speed, bandwidth: float) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg import settings
+from thalweg.compiler.cache import DiskCache, FolderRefusedError
 
 __all__ = ["Bandwidth", "keep_bandwidth", "read_bandwidth"]
 
@@ -46,7 +47,8 @@ def read_bandwidth(device: str = "cpu") -> Bandwidth | None:
         device: ``"cpu"``, or the name of a GPU.
 
     Returns:
-        The measurement; None if there is none, or the file cannot be understood.
+        The measurement; None if there is none, the file cannot be understood, or the
+        folder is one that kernels are not kept in.
 
     Example:
         >>> read_bandwidth("a device that was never measured") is None
@@ -71,24 +73,36 @@ def keep_bandwidth(bandwidth: Bandwidth, device: str = "cpu") -> Path:
         The file, in the folder of compiled kernels.
 
     Raises:
-        OSError: If the folder cannot be made or written.
+        FolderRefusedError: If the folder cannot be made or written, or would not be
+            used for kernels either.
     """
     folder = settings.read().cache_dir
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    DiskCache(folder).open()
     content = {**_read_all(), device: asdict(bandwidth)}
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
+    try:
+        return _write(folder / _FILE, json.dumps(content, indent=2))
+    except OSError as error:
+        raise FolderRefusedError(f"{folder}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file beside its place, and rename it into it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-        return Path(temporary).replace(folder / _FILE)
+            file.write(text)
+        return Path(temporary).replace(path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
 def _read_all() -> dict[str, Any]:
+    folder = settings.read().cache_dir
     try:
-        text = (settings.read().cache_dir / _FILE).read_text(encoding="utf-8")
+        text = (folder / _FILE).read_text(encoding="utf-8")
+        # Looked at after the file, so that reading makes no folder.
+        DiskCache(folder).open()
         return {**json.loads(text)}
     except (OSError, TypeError, ValueError):
         return {}

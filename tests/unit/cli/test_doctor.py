@@ -70,6 +70,18 @@ def test_bench_keeps_what_it_measured(folder: Path) -> None:
     assert "GB/s with 1 threads" in doctor.stdout
 
 
+@pytest.mark.filterwarnings("ignore:.*not kept on disk")  # said once in a process
+def test_bench_without_a_folder_says_so_and_ends_well(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    arguments = ["bench", "--elements", "4096", "--threads", "1"]
+    done = runner.invoke(entry.app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"not kept: {folder} is open to other users")
+    assert not (folder / "bandwidth.json").exists()
+
+
 def test_bench_keeps_what_it_measured_of_a_gpu(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
