@@ -28,7 +28,9 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="The epoch to stop after.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a batch.")] = None,
-    seed: Annotated[int, typer.Option(help="Of first values and order.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of first values and order; 0 by default.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -27,6 +27,7 @@ CHECKPOINT_FOLDER = "checkpoint"
 HISTORY_FILE = "history.json"
 History = dict[str, list[float]]
 STRATEGIES = ("default", "mirrored")
+_LAST_SEED = 2**32 - 1  # of NumPy
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Options:
         learning_rate: Its learning rate.
         epochs: The epoch to stop after, counted from the first run on.
         batch_size: Rows in a batch.
-        seed: Of the model's first values and the order of the rows.
+        seed: Of the model's first values and the order of the rows; 0 by default, and
+            of no effect on a run that goes on.
         out: Folder for checkpoint, curves and history.
         strategy: One of `STRATEGIES`.
         resume: Checkpoint to go on from, or the folder of an earlier run.
@@ -52,7 +54,7 @@ class Options:
     learning_rate: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    seed: int = 0
+    seed: int | None = None
     out: Path = Path("runs")
     strategy: str = "default"
     resume: Path | None = None
@@ -144,13 +146,14 @@ def train(
     Args:
         task: What to train.
         options: How.
-        announce: Is told what is trained before the first epoch.
+        announce: Is told what is trained before the first epoch, line by line.
 
     Returns:
         The outcome, alike on every rank.
 
     Raises:
-        ValueError: If the optimizer, the strategy, or a number is not valid.
+        ValueError: If the optimizer, the strategy, the device, the folder or a number
+            is not valid.
         CheckpointError: If there is no checkpoint to resume, or it does not fit.
     """
     _check(options)
@@ -158,12 +161,13 @@ def train(
     # the data are read.
     _optimizer(task, options)
     strategy = _strategy(options)
-    set_seeds(options.seed)
+    set_seeds(options.seed or 0)
     problem = task.load()
     with strategy.scope(), at_most_threads(task.num_threads):
         run = _prepare(task, problem, options)
-        if announce is not None:
-            announce(_introduction(task, problem, run))
+        for line in _introduction(task, problem, options, run):
+            if announce is not None:
+                announce(line)
         seconds = _fit(task, problem, options, run)
         logs = evaluate(problem, run.model, options.batch_size or task.batch_size)
         report = problem.report(run.model)
@@ -186,12 +190,31 @@ def _check(options: Options) -> None:
         if value is not None and value < 1:
             action = f"Pass --{name.replace('_', '-')} 1 or more."
             raise ValueError(message(name, "a number ≥ 1", str(value), action))
-    if options.strategy not in STRATEGIES:
-        action = nearest(options.strategy, STRATEGIES)
-        got = repr(options.strategy)
+    if options.seed is not None and not 0 <= options.seed <= _LAST_SEED:
+        expected, got = f"a number from 0 to {_LAST_SEED}", str(options.seed)
+        raise ValueError(message("seed", expected, got, "Pass another --seed."))
+    _check_folder(options.out.absolute())
+    _check_processes(options.strategy)
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that the first epoch could not be saved in."""
+    place = next(one for one in (out, *out.parents) if one.exists())
+    if not place.is_dir():
+        expected, got = "a folder, or a place for one", f"the file {place}"
+        raise ValueError(message("out", expected, got, "Pass another --out."))
+    if not os.access(place, os.W_OK | os.X_OK):
+        expected, got = "a folder that can be written", str(place)
+        raise ValueError(message("out", expected, got, "Pass another --out."))
+
+
+def _check_processes(strategy: str) -> None:
+    if strategy not in STRATEGIES:
+        action = nearest(strategy, STRATEGIES)
+        got = repr(strategy)
         raise ValueError(message("strategy", "a known strategy", got, action))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and options.strategy == "default":
+    if processes > 1 and strategy == "default":
         got = f"{processes} processes that would not know of each other"
         action = "Pass --strategy mirrored."
         raise ValueError(message("strategy default", "one process", got, action))
@@ -209,7 +232,8 @@ def _strategy(options: Options) -> distribute.Strategy:
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(1, device=device)
+        # Read, too: "meta" makes tensors that hold nothing.
+        torch.zeros(1, device=device).item()
     # torch's errors about devices are of many kinds.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         expected, reason = "a device of this machine", str(error).partition("\n")[0]
@@ -277,16 +301,29 @@ def _resumed_folder(path: Path) -> Path:
     return found
 
 
-def _introduction(task: Task, problem: Problem, run: _Run) -> str:
+def _introduction(
+    task: Task, problem: Problem, options: Options, run: _Run
+) -> Iterator[str]:
     count = sum(weight.numel() for weight in run.model.trainable_variables)
     rows = f"{len(problem.train.y):,} rows to fit, {len(problem.test.y):,} held out"
     epoch = run.model.data_position.epoch
     start = f", after epoch {epoch}" if epoch else ""
-    return f"{task.name}: {task.summary}; {count:,} parameters; {rows}{start}"
+    yield f"{task.name}: {task.summary}; {count:,} parameters; {rows}{start}"
+    if options.resume is not None and options.seed is not None:
+        yield "seed: that of the checkpoint is kept"
+    if _is_done(task, options, run):
+        yield f"already at epoch {epoch}: nothing to train"
+
+
+def _is_done(task: Task, options: Options, run: _Run) -> bool:
+    return run.model.data_position.epoch >= (options.epochs or task.epochs)
 
 
 def _fit(task: Task, problem: Problem, options: Options, run: _Run) -> float:
     start = time.perf_counter()
+    if _is_done(task, options, run):
+        run.keep()  # no epoch ends here, and the folder may be another one
+        return time.perf_counter() - start
     run.model.fit(
         problem.train.x,
         problem.train.y,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,10 @@ def test_another_optimizer_has_its_own_learning_rate(tmp_path: Path) -> None:
         ({"resume": Path("nowhere")}, "resume: expected a checkpoint"),
         ({"device": "nonsense"}, "device: expected a device of this machine"),
         ({"device": "cuda:99"}, "Pass another, such as cpu"),
+        ({"device": "meta"}, "device: expected a device of this machine; got 'meta'"),
+        ({"device": "meta", "strategy": "mirrored"}, "got 'meta'"),
+        ({"seed": -1}, r"seed: expected a number from 0 to 4294967295; got -1\. Pass"),
+        ({"seed": 2**32}, "got 4294967296"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_written(
@@ -167,6 +172,46 @@ def test_a_wrong_option_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=pattern):
         train(LINE, options(tmp_path / "out", **wrong))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("below", ["", "run", "runs/one"])
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_data_are_read(
+    below: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "file"
+    place.write_text("mine")
+    unread = replace(LINE, load=lambda: pytest.fail("the data were read"))
+    with pytest.raises(ValueError, match=r"out: expected a folder.*the file .*file\."):
+        train(unread, options(place / below))
+    assert place.read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(ValueError, match="out: expected a folder that can be written"):
+        train(LINE, options(tmp_path / "runs" / "one"))
+
+
+def test_a_seed_beside_a_resume_is_said_to_be_left(tmp_path: Path) -> None:
+    train(LINE, options(tmp_path, epochs=1))
+    said: list[str] = []
+    train(LINE, options(tmp_path, epochs=2, resume=tmp_path), said.append)
+    assert len(said) == 1
+    train(LINE, options(tmp_path, epochs=3, seed=9, resume=tmp_path), said.append)
+    assert said[2:] == ["seed: that of the checkpoint is kept"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_that_is_past_its_last_epoch_says_so(tmp_path: Path, epochs: int) -> None:
+    first, said = train(LINE, options(tmp_path / "a", epochs=2)), list[str]()
+    rest = options(tmp_path / "b", epochs=epochs, resume=tmp_path / "a")
+    again = train(LINE, rest, said.append)
+    assert said[1:] == ["already at epoch 2: nothing to train"]
+    assert (again.steps, again.figure) == (first.steps, first.figure)
+    # What is printed as the checkpoint is there.
+    assert train(LINE, replace(rest, resume=again.checkpoint)).steps == first.steps
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
