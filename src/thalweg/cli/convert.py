@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -25,20 +26,41 @@ def convert(
     ],
     weights: Annotated[
         Path | None,
-        typer.Option(help="The model's weights: safetensors, or a state dict."),
+        typer.Option(
+            help="The model's weights: safetensors, or a state dict; by default as "
+            "the function gave them."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint.")
     ] = False,
 ) -> None:
     """Make a checkpoint of a model and an optimizer's state of torch."""
+    _check_paths(state, checkpoint, weights, overwrite)
     model, optimizer = _made(module)
     # Imported when the command runs: this is where torch comes in.
     conversion = import_module("thalweg.interop.conversion")
     path = conversion.convert(
         *(state, checkpoint, model, optimizer), weights=weights, overwrite=overwrite
     )
+    if weights is None:
+        typer.echo(f"weights: as {module.rpartition(':')[2]}() gave them")
     typer.echo(f"checkpoint: {path}")
+
+
+def _check_paths(
+    state: Path, checkpoint: Path, weights: Path | None, overwrite: bool
+) -> None:
+    if not state.is_file():
+        expected, action = "a file of torch.save", "Name one that is there."
+        raise ValueError(message("convert", expected, f"no file {state}", action))
+    if weights is not None and not weights.exists():
+        expected, action = "a file of weights", "Name one that is there."
+        raise ValueError(message("--weights", expected, f"no file {weights}", action))
+    if os.path.lexists(checkpoint) and not overwrite:
+        expected, got = "a path where nothing stands", f"the existing {checkpoint}"
+        action = "Choose another path, or pass --overwrite."
+        raise ValueError(message("convert", expected, got, action))
 
 
 def _made(place: str) -> tuple[Any, Any]:

@@ -6,13 +6,16 @@ Files are loaded as weights only: nothing in them is executed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Final
 
 import torch
 
 from thalweg.checkpoint import Checkpoint
+from thalweg.checkpoint.durable import check_free
 from thalweg.errors import CheckpointError, describe, message
 from thalweg.interop.hugging_face_weights import load_weights
 from thalweg.interop.kinds import check_kind
@@ -23,6 +26,10 @@ from thalweg.interop.torch_state import load_torch_state
 __all__ = ["convert"]
 
 _NAMES: Final = "param_names"
+_FOREIGN: Final = re.compile(r"GLOBAL ([\w.]+)")
+"""How torch names what it does not load as weights."""
+_MOST: Final = 600
+"""Characters of a list of names that do not fit."""
 PathLike = str | os.PathLike[str]
 PARTS: Final = {"state", "param_groups"}
 
@@ -53,10 +60,11 @@ def convert(
         The path of the checkpoint, in which the two are ``model`` and ``optimizer``.
 
     Raises:
-        CheckpointError: If a file cannot be loaded as weights only, is not what it
-            should be, or does not fit; no checkpoint is made then.
+        CheckpointError: If the path is taken, or a file cannot be loaded as weights
+            only, is not what it should be, or does not fit; no checkpoint is made then.
         OSError: From the system.
     """
+    check_free(Path(os.path.abspath(path)), overwrite)
     saved = _state_in(Path(state))
     if weights is not None:
         _load_weights(model, Path(weights))
@@ -91,14 +99,15 @@ def _load(path: Path) -> Any:
     except OSError:
         raise
     except Exception as problem:  # whatever a damaged or hostile file leads to
-        expected, got = (
-            "a file of torch.save with tensors and plain values",
-            str(problem),
-        )
-        action = "Save state dicts, not objects."
-        line = got.splitlines()[0][:300] if got else type(problem).__name__
+        # Not torch's text: it advises to run what is in the file.
+        expected = "a file of torch.save with tensors and plain values"
+        got, action = "one that cannot be read", "It is damaged, or none of torch.save."
+        found = _FOREIGN.search(str(problem))
+        if found:
+            got = f"an object of {found[1]}"
+            action = "Save state dicts, not objects: no code of a file is run."
         raise CheckpointError(
-            message(f"convert: {path}", expected, line, action)
+            message(f"convert: {path}", expected, got, action)
         ) from problem
 
 
@@ -110,7 +119,16 @@ def _load_weights(model: torch.nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(content)
     except (TypeError, RuntimeError, AttributeError) as problem:
-        raise CheckpointError(f"convert: {path}: {problem}") from problem
+        got = describe(content)
+        if isinstance(content, Mapping):
+            # After torch's heading, a line for each kind of what does not fit.
+            heading, _, lines = str(problem).partition("\n")
+            got = shorten(lines or heading, _MOST, placeholder=" …").rstrip(".")
+        expected = f"the state dict of this {type(model).__name__}"
+        action = "Name a file of model.state_dict() as weights."
+        raise CheckpointError(
+            message(f"convert: {path}", expected, got, action)
+        ) from problem
 
 
 def _load_by_name(

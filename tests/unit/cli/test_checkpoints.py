@@ -160,6 +160,44 @@ def test_convert_makes_a_checkpoint(state: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in sys.path
 
 
+def test_convert_says_where_weights_are_from(state: Path, tmp_path: Path) -> None:
+    arguments = (state, tmp_path / "c", "--module", f"{tmp_path}/make.py:make")
+    _, lines = run("convert", *arguments)
+    assert lines == ["weights: as make() gave them", f"checkpoint: {tmp_path}/c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.pt", "c"], "expected a file of torch.save; got no file none.pt."),
+        ([".", "c"], "expected a file of torch.save; got no file ."),
+        (["optimizer.pt", "taken"], "Choose another path, or pass --overwrite."),
+        (
+            ["optimizer.pt", "c", "--weights", "none.pt"],
+            "--weights: expected a file of weights; got no file none.pt.",
+        ),
+    ],
+)
+def test_convert_refuses_paths_before_it_runs_anything(
+    words: list[str],
+    message: str,
+    state: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "never.py").write_text("raise AssertionError('this was run')")
+    command = ["thalweg", "convert", *words, "--module", "never.py:make"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [

@@ -100,6 +100,25 @@ def test_a_checkpoint_that_stands_is_replaced_only_when_asked(trained: Any) -> N
     convert(*arguments, torch.optim.Adam(model.parameters()), overwrite=True)
 
 
+def test_a_path_that_is_taken_is_refused_before_anything_is_loaded(
+    trained: Any,
+) -> None:
+    _, _, folder = trained
+    (folder / "c").mkdir()
+    other = make_model()
+    optimizer = torch.optim.Adam(other.parameters())
+    before = copy.deepcopy(other.state_dict())
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match="got the existing"):
+            convert(
+                *(folder / "optimizer.pt", folder / "c", other, optimizer),
+                weights=folder / "model.pt",
+                overwrite=overwrite,
+            )
+    assert not optimizer.state
+    torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
+
+
 class Hostile:
     """Runs a command when it is unpickled."""
 
@@ -119,6 +138,55 @@ def test_nothing_in_a_file_is_executed(
             convert(folder / name, folder / "c", model, tw.optimizers.Adam())
     assert not (folder / "hostile").exists()
     assert not (folder / "c").exists()
+
+
+@pytest.mark.parametrize("name", ["state", "weights"])
+def test_a_saved_object_is_named_in_words_of_our_own(trained: Any, name: str) -> None:
+    model, _, folder = trained
+    torch.save(model, folder / "object.pt")
+    files = {"state": folder / "optimizer.pt", "weights": folder / "model.pt"}
+    files[name] = folder / "object.pt"
+    with pytest.raises(CheckpointError) as caught:
+        convert(
+            *(files["state"], folder / "c", model, tw.optimizers.Adam()),
+            weights=files["weights"],
+        )
+    assert str(caught.value) == (
+        f"convert: {folder}/object.pt: expected a file of torch.save with tensors and "
+        "plain values; got an object of torch.nn.modules.container.Sequential. Save "
+        "state dicts, not objects: no code of a file is run."
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"hello world", b"\x80\x02abc"])
+def test_a_damaged_file_is_told_in_words_of_our_own(
+    trained: Any, content: bytes
+) -> None:
+    model, _, folder = trained
+    (folder / "bad.pt").write_bytes(content)
+    pattern = r"got one that cannot be read\. It is damaged, or none of torch\.save\.$"
+    with pytest.raises(CheckpointError, match=pattern):
+        convert(folder / "bad.pt", folder / "c", model, tw.optimizers.Adam())
+
+
+def test_weights_that_are_none_are_told_in_words_of_our_own(trained: Any) -> None:
+    model, _, folder = trained
+    torch.save([1], folder / "list.pt")
+    for name, got in (
+        ("optimizer.pt", 'Missing key(s) in state_dict: "0.weight"'),
+        ("list.pt", "a list of 1 item"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            convert(
+                *(folder / "optimizer.pt", folder / "c", model, tw.optimizers.Adam()),
+                weights=folder / name,
+            )
+        text = str(caught.value)
+        start = f"convert: {folder}/{name}: expected the state dict of this Sequential;"
+        assert text.startswith(f"{start} got {got}")
+        assert text.endswith(". Name a file of model.state_dict() as weights.")
+        assert "\n" not in text
+        assert ".." not in text
 
 
 def test_bad_files_are_refused(trained: Any) -> None:
