@@ -10,7 +10,7 @@ from typing import Any
 from thalweg.checkpoint.asynchronous import Background
 from thalweg.checkpoint.callers import level_of_caller
 from thalweg.checkpoint.deferral import Deferral
-from thalweg.checkpoint.durable import check_free
+from thalweg.checkpoint.durable import check_free, place_of
 from thalweg.checkpoint.folder import Reader, read_metadata, write_folder
 from thalweg.checkpoint.graph import Graph, build_graph
 from thalweg.checkpoint.hyperparameters import HYPER_POLICIES, HyperPolicy
@@ -193,10 +193,11 @@ class Checkpoint:
         return self._background.writer.wait()
 
     def _begin_save(self, path: PathLike) -> Path:
+        place = place_of("Checkpoint", path)
         self.wait()
         if self._deferral is not None:
             self._deferral.status.warn_if_ignored(level_of_caller())
-        return Path(os.path.abspath(path))
+        return place
 
     def _take(
         self, metadata: dict[str, Any] | None, ranks: Ranks
@@ -241,6 +242,7 @@ class Checkpoint:
             next step or save warns of what did not match.
 
         Raises:
+            TypeError: If `path` is no path, such as the `latest` of an empty manager.
             ValueError: If `hyper` is none of the three.
             CheckpointError: If there is no sound checkpoint at `path`, a shape or
                 dtype or the kind of an optimizer differs, or an object refuses its

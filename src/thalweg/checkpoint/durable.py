@@ -17,7 +17,7 @@ from pathlib import Path
 
 from thalweg.checkpoint import disk
 from thalweg.checkpoint.crc import RunningCrc, file_crc
-from thalweg.errors import CheckpointError, message
+from thalweg.errors import CheckpointError, describe, message
 
 MANIFEST = "manifest.json"
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
@@ -26,6 +26,24 @@ ASIDE = re.compile(r"(?P<name>.+)\.old-[0-9a-f]{32}")
 LAST_NUMBER = re.compile(r"\d{1,18}$")
 # Names of a folder that are looked at to say what is in it.
 MOST_SEEN = 1 << 10
+
+
+def place_of(where: str, path: str | os.PathLike[str]) -> Path:
+    """A path that a user gave, absolute.
+
+    Raises:
+        TypeError: If it is none, as of a manager that has no checkpoint yet.
+    """
+    given: object = path
+    if isinstance(given, (str, os.PathLike)):
+        return Path(os.path.abspath(path))
+    action = "Pass a str or a pathlib.Path."
+    if given is None:
+        action += (
+            " Where there may be no checkpoint yet, call restore_or_initialize() of a "
+            "CheckpointManager."
+        )
+    raise TypeError(message(where, "a path", describe(given), action))
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:

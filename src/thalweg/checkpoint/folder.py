@@ -19,6 +19,7 @@ from thalweg.checkpoint.durable import (
     checkpoints_below,
     checksum,
     holds_tensors,
+    place_of,
     publish,
     write_file,
 )
@@ -164,9 +165,10 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     """The folder to read for `path`: itself, or what an overwrite moved aside.
 
     Raises:
+        TypeError: If `path` is no path.
         CheckpointError: If there is neither, or a folder that is no checkpoint.
     """
-    place = Path(os.path.abspath(path))
+    place = place_of("Checkpoint", path)
     if place.is_dir():
         if os.path.lexists(place / MANIFEST):
             return place

@@ -14,6 +14,7 @@ from thalweg.checkpoint.durable import (
     MANIFEST,
     clear_leavings,
     make_parents,
+    place_of,
     remove_checkpoint,
 )
 from thalweg.checkpoint.folder import check_structure
@@ -21,7 +22,7 @@ from thalweg.checkpoint.ranks import Ranks
 from thalweg.checkpoint.record import Record
 from thalweg.checkpoint.status import RestoreStatus
 from thalweg.checkpoint.tensor_file import DamagedError
-from thalweg.errors import CheckpointError, message
+from thalweg.errors import CheckpointError, describe, message
 
 STEP_NAME = re.compile(r"step-(?P<step>\d{8,18})")
 
@@ -42,6 +43,7 @@ class CheckpointManager:
         save_interval: `save` does nothing until this many steps after the last one.
 
     Raises:
+        TypeError: If `checkpoint` is no Checkpoint, or `directory` no path.
         ValueError: If one of the numbers is below 1.
 
     Example:
@@ -63,11 +65,12 @@ class CheckpointManager:
         keep_every: int | None = None,
         save_interval: int = 1,
     ) -> None:
+        _check_kind(checkpoint)
         _check_number("max_to_keep", max_to_keep)
         _check_number("keep_every", keep_every)
         _check_number("save_interval", save_interval)
         self.checkpoint = checkpoint
-        self.directory = Path(os.path.abspath(directory))
+        self.directory = place_of("CheckpointManager", directory)
         self._max_to_keep = max_to_keep
         self._keep_every = keep_every
         self._save_interval = save_interval
@@ -303,6 +306,13 @@ def _step_of(path: Path) -> int | None:
 def _say_passed_over(path: str, problem: str) -> None:
     text = f"{path} was passed over. {problem}"
     warnings.warn(text, stacklevel=level_of_caller())
+
+
+def _check_kind(checkpoint: object) -> None:
+    if not isinstance(checkpoint, Checkpoint):
+        action = "Write CheckpointManager(Checkpoint(model=model), directory)."
+        got = describe(checkpoint)
+        raise TypeError(message("CheckpointManager", "a Checkpoint", got, action))
 
 
 def _check_number(name: str, value: int | None, least: int = 1) -> None:

@@ -14,6 +14,7 @@ from thalweg.checkpoint import (
     UnmatchedError,
     read_manifest,
     read_metadata,
+    verify,
 )
 from thalweg.checkpoint.tensor_file import CODES
 from thalweg.errors import CheckpointError
@@ -422,6 +423,18 @@ def test_a_missing_checkpoint_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"a folder without manifest\.json"):
         checkpoint.restore(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("path", [None, 3, b"c"])
+def test_what_is_no_path_is_refused_in_words(path):
+    checkpoint = Checkpoint(x=Variable(torch.zeros(1)))
+    for call in (
+        *(checkpoint.restore, checkpoint.save, checkpoint.save_async),
+        *(read_metadata, read_manifest, verify),
+    ):
+        with pytest.raises(TypeError, match="Checkpoint: expected a path; got") as told:
+            call(path)
+        assert ("restore_or_initialize()" in str(told.value)) == (path is None)
 
 
 def test_existing_path_is_refused_and_overwrite_replaces(tmp_path):

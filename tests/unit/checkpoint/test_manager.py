@@ -51,6 +51,25 @@ def test_it_shows_what_it_saves_and_where(tmp_path):
     assert repr(RandomState()) == "RandomState()"
 
 
+def test_restoring_the_latest_of_none_names_what_starts_anew(tmp_path):
+    _, manager = make(tmp_path)
+    with pytest.raises(TypeError, match=r"restore_or_initialize\(\)"):
+        manager.checkpoint.restore(manager.latest())
+
+
+def test_arguments_the_wrong_way_round_are_refused(tmp_path):
+    checkpoint = Checkpoint(x=Variable(torch.zeros(1)))
+    right = r"Write CheckpointManager\("
+    for arguments in (
+        *((str(tmp_path), checkpoint), (tmp_path, checkpoint)),
+        *((nn.Linear(1, 1), tmp_path), (None, tmp_path), (Checkpoint, tmp_path)),
+    ):
+        with pytest.raises(TypeError, match=f"expected a Checkpoint; got .*{right}"):
+            CheckpointManager(*arguments)
+    with pytest.raises(TypeError, match="CheckpointManager: expected a path; got None"):
+        CheckpointManager(checkpoint, None)
+
+
 def test_the_newest_are_kept_and_some_for_good(tmp_path):
     value, manager = make(tmp_path / "a" / "b", max_to_keep=2, keep_every=10)
     save(value, manager, range(0, 31, 5))
