@@ -9,6 +9,12 @@ from thalweg.errors import describe, message
 Tensor = torch.Tensor
 
 
+def no_tensor(name: str, value: object) -> TypeError:
+    """The error for a loss or metric whose function returned no tensor."""
+    action = "Return one number an item, or their mean."
+    return TypeError(message(name, "a tensor", describe(value), action))
+
+
 def aligned(name: str, y_true: Tensor, y_pred: Tensor) -> Tensor:
     """Give targets the shape and floating dtype of the outputs.
 

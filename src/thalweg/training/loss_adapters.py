@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from thalweg.errors import describe, message, nearest
-from thalweg.training.alignment import weighted
+from thalweg.training.alignment import no_tensor, weighted
 from thalweg.training.losses import NAMES, Loss
 from thalweg.training.structure import flatten
 
@@ -37,9 +37,11 @@ class FunctionLoss(Loss):
         self._is_swapped = _first_parameter(function) == "input"
 
     def _call(self, y_true: Any, y_pred: Any) -> Tensor:
-        if self._is_swapped:
-            return self._function(y_pred, y_true)
-        return self._function(y_true, y_pred)
+        pair = (y_pred, y_true) if self._is_swapped else (y_true, y_pred)
+        found: object = self._function(*pair)
+        if not isinstance(found, Tensor):
+            raise no_tensor(self.name, found)
+        return found
 
     def items(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """What the function returns."""

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from thalweg.errors import describe, message
-from thalweg.training.alignment import aligned, weighted
+from thalweg.training.alignment import aligned, no_tensor, weighted
 
 __all__ = [
     "IGNORED_LABEL",
@@ -92,11 +92,15 @@ class Loss:
                 the count, as Keras has it.
         """
         items = self.items(y_true, y_pred)
+        if not isinstance(items, Tensor):
+            raise no_tensor(self.name, items)
         return weighted(items, sample_weight).sum(), items.numel()
 
     def mean(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, int | Tensor]:
         """Return the mean over the items and their number, in the quickest way."""
         items = self.items(y_true, y_pred)
+        if not isinstance(items, Tensor):
+            raise no_tensor(self.name, items)
         return items.mean(), items.numel()
 
     def label_limit(self, y_pred: Tensor) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from thalweg.errors import message
-from thalweg.training.alignment import weighted
+from thalweg.training.alignment import no_tensor, weighted
 from thalweg.training.loss_adapters import num_rows
 from thalweg.training.structure import map_structure
 
@@ -218,6 +218,8 @@ class MeanOf(Mean):
     ) -> None:
         """Add the items of one batch."""
         items = self._function(y_true, y_pred)
+        if not isinstance(items, Tensor):
+            raise no_tensor(self.name, items)
         if sample_weight is None and items.ndim:
             # Counting is quicker than adding up ones.
             is_yes = items.dtype == torch.bool

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from thalweg.errors import describe
 from thalweg.training.loss_adapters import FunctionLoss, TorchLoss, get
-from thalweg.training.losses import MeanSquaredError
+from thalweg.training.losses import Loss, MeanSquaredError
 
 TRUE, PRED = torch.zeros(4, 2), torch.arange(8.0).reshape(4, 2)
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [1.0, 1.0, 1.0]])
@@ -25,6 +27,28 @@ def test_own_functions_are_called_in_kerass_order():
     loss = get(lambda y_true, y_pred: (y_pred - 2 * y_true).mean(-1))
     assert loss(TRUE + 1, PRED).item() == 1.5
     assert loss.total(TRUE, PRED)[1] == 4
+
+
+@pytest.mark.parametrize("value", [3.0, None, numpy.float64(2.0), (PRED,)])
+@pytest.mark.parametrize("call", ["total", "mean", "__call__"])
+def test_what_returns_no_tensor_is_named(value, call):
+    def mine(y_true, y_pred):
+        return value
+
+    class Mine(Loss):
+        items = staticmethod(mine)
+
+    class MyModule(nn.Module):
+        forward = staticmethod(mine)
+
+    for loss in (mine, Mine(), MyModule()):
+        name = get(loss).name
+        with pytest.raises(TypeError) as caught:
+            getattr(get(loss), call)(TRUE, PRED)
+        assert str(caught.value) == (
+            f"{name}: expected a tensor; got {describe(value)}. Return one number an "
+            "item, or their mean."
+        )
 
 
 def test_a_mean_counts_as_many_items_as_samples():

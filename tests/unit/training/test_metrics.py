@@ -102,6 +102,18 @@ def test_functions_give_items_or_means():
     assert mean.result().item() == pytest.approx((2 * 1 + 3.5) / 3)
 
 
+@pytest.mark.parametrize("value", [1.0, None])
+def test_a_function_that_returns_no_tensor_is_named(value):
+    def mine(y_true, y_pred):
+        return value
+
+    pattern = "mine: expected a tensor; got (1.0 .float.|None). Return one number"
+    for metric in (metrics.get(mine), metrics.MeanOf("mine", mine)):
+        with pytest.raises(TypeError, match=pattern):
+            metric.update_state(torch.ones(2), torch.ones(2))
+        assert metric.is_empty
+
+
 def test_torchmetrics_objects_have_the_face():
     metric = metrics.get(MulticlassF1Score(num_classes=3))
     assert metric.name == "multiclass_f1_score"
