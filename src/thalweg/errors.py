@@ -1,4 +1,4 @@
-"""Exception types, and the one way this package words a refusal.
+"""Exception types, the one way this package words a refusal, and whom it warns.
 
 Every message has the same parts: where it happened, what was expected, what arrived,
 and what to do about it. This module imports neither torch nor NumPy, so that the
@@ -8,12 +8,16 @@ command line can name a mistake without paying for either.
 from __future__ import annotations
 
 import difflib
+import inspect
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 _MAX_REPR_LENGTH = 80
 _MAX_LISTED = 12
 _MAX_CLOSE = 3
 _MARGIN = 0.1
+_OWN = str(Path(__file__).parent) + os.sep
 _OTHER_WORDS = {
     "alpha": ("rho",),
     "b1": ("beta_1", "betas"),
@@ -137,6 +141,25 @@ def nearest(name: object, known: Iterable[str]) -> str:
         return listing
     question = f"Did you mean {' or '.join(map(repr, close))}?"
     return question if len(names) > _MAX_LISTED else f"{question} {listing}"
+
+
+def level_of_caller() -> int:
+    """The `stacklevel` by which a warning shows the line that called this package.
+
+    Python 3.12 has `skip_file_prefixes` for this.
+
+    Returns:
+        A level for a `warnings.warn` in the function that asks.
+
+    Example:
+        >>> level_of_caller()  # the next frame up is no longer of the package
+        1
+    """
+    own = inspect.currentframe()
+    frame, level = own.f_back if own else None, 1
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _closest(name: str, names: list[str]) -> list[str]:

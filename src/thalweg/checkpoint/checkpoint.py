@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 from thalweg.checkpoint.asynchronous import Background
-from thalweg.checkpoint.callers import level_of_caller
 from thalweg.checkpoint.deferral import Deferral
 from thalweg.checkpoint.durable import check_free, place_of
 from thalweg.checkpoint.folder import Reader, read_metadata, write_folder
@@ -20,7 +19,7 @@ from thalweg.checkpoint.ranks import Ranks
 from thalweg.checkpoint.restoring import carry_out
 from thalweg.checkpoint.snapshot import Snapshot, take_snapshot
 from thalweg.checkpoint.status import RestoreStatus, list_problems
-from thalweg.errors import CheckpointError, message, nearest
+from thalweg.errors import CheckpointError, level_of_caller, message, nearest
 
 PathLike = str | os.PathLike[str]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from thalweg.checkpoint.callers import level_of_caller
 from thalweg.checkpoint.checkpoint import Checkpoint
 from thalweg.checkpoint.durable import (
     ASIDE,
@@ -22,7 +21,7 @@ from thalweg.checkpoint.ranks import Ranks
 from thalweg.checkpoint.record import Record
 from thalweg.checkpoint.status import RestoreStatus
 from thalweg.checkpoint.tensor_file import DamagedError
-from thalweg.errors import CheckpointError, describe, message
+from thalweg.errors import CheckpointError, describe, level_of_caller, message
 
 STEP_NAME = re.compile(r"step-(?P<step>\d{8,18})")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from thalweg import schedules
-from thalweg.errors import message, nearest
+from thalweg.errors import level_of_caller, message, nearest
 from thalweg.optimizers.declarations import OPTION_BOUNDS, Hyper, Scale
 from thalweg.optimizers.declared import Declared, unknown_hyperparameter
 from thalweg.optimizers.per_variable import Settings
@@ -374,7 +374,7 @@ def warn_lr_is_deprecated() -> None:
     warnings.warn(
         "The `lr` argument is deprecated, use `learning_rate` instead.",
         UserWarning,
-        stacklevel=4,
+        stacklevel=level_of_caller(),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from thalweg.errors import describe, message
+from thalweg.errors import describe, level_of_caller, message
 from thalweg.optimizers.variables import check_variable
 from thalweg.state import IndexedSlices, as_gradient, handle_of, name_of
 from thalweg.step.device_rows import kernels_check_rows
@@ -101,7 +101,7 @@ def filter_none(pairs: Pairs, warned: set[tuple[str, ...]]) -> Pairs:
             f"Gradients do not exist for variables {list(names)} when minimizing the "
             "loss. They are left as they are.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=level_of_caller(),
         )
     return kept
 

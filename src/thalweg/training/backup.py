@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.checkpoint import Checkpoint, CheckpointManager, RandomState
-from thalweg.checkpoint.callers import level_of_caller
 from thalweg.checkpoint.durable import remove_checkpoint
 from thalweg.checkpoint.folder import read_manifest
 from thalweg.checkpoint.graph import build_graph
 from thalweg.checkpoint.matching import match
 from thalweg.checkpoint.status import Outcome, RestoreStatus
 from thalweg.distribute import rank, world_size
-from thalweg.errors import message
+from thalweg.errors import level_of_caller, message
 from thalweg.state import named_variables
 from thalweg.training.callback import Callback, Logs
 from thalweg.training.history import Remembering

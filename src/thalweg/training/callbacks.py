@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from thalweg.checkpoint import Checkpoint
-from thalweg.errors import message, nearest
+from thalweg.errors import level_of_caller, message, nearest
 from thalweg.state import named_variables
 from thalweg.training.backup import BackupAndRestore, check_save_freq
 from thalweg.training.callback import Callback, Logs
@@ -65,7 +65,7 @@ class _Monitor:
             warnings.warn(
                 f"{self._where} monitors {self.name!r}, which is not among "
                 f"{', '.join(logs or {})}; nothing is done.",
-                stacklevel=4,
+                stacklevel=level_of_caller(),
             )
             return None
         return float(value)
@@ -273,7 +273,7 @@ class TerminateOnNaN(Callback):
         warnings.warn(
             f"TerminateOnNaN: the loss is {loss} in step {batch + 1}; training ends "
             f"here. Variables with an inf or NaN: {lost}.",
-            stacklevel=4,
+            stacklevel=level_of_caller(),
         )
 
 

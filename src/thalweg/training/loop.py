@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from thalweg.distribute import all_reduce
-from thalweg.errors import describe, message
+from thalweg.errors import describe, level_of_caller, message
 from thalweg.training.callback import CallbackList
 from thalweg.training.mean_metrics import Mean, Metric
 from thalweg.training.metric_state import put_state, state_of
@@ -264,7 +264,7 @@ class TrainingLoop:
         warnings.warn(
             f"The data ended before epoch {epoch + 1}: training ends here. Pass an "
             "iterable that can be iterated again, or set steps_per_epoch.",
-            stacklevel=6,
+            stacklevel=level_of_caller(),
         )
         self._model.stop_training = True
 

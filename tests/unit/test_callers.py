@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from thalweg.checkpoint.callers import level_of_caller
+from thalweg.errors import level_of_caller
 
 
 def test_from_outside_it_is_the_frame_that_asks():
