@@ -38,13 +38,12 @@ def bench(
         typer.echo(f"{name}: {bandwidth.bytes_per_second / 1e9:.1f} GB/s")
         typer.echo(_kept(bandwidth, name))
         return
-    elements = elements or 16_000_000
     speed = import_module("thalweg.testing.speed")
-    bandwidth = speed.measure_bandwidth(elements)
-    rate = bandwidth.bytes_per_second
+    bandwidth, steps = speed.measure(elements or 16_000_000)
+    rate, caches = bandwidth.bytes_per_second, speed.cache_bytes()
     typer.echo(f"memory: {rate / 1e9:.1f} GB/s, {bandwidth.threads} threads")
-    for found in speed.measure_kernels(elements):
-        typer.echo(_line(found, rate))
+    for found in steps:
+        typer.echo(_line(found, rate, caches))
     typer.echo(_kept(bandwidth, "cpu"))
 
 
@@ -70,7 +69,10 @@ def _kept(bandwidth: Bandwidth, device: str) -> str:
         return f"not kept: {refusal}"
 
 
-def _line(found: Speed, bandwidth: float) -> str:
+def _line(found: Speed, bandwidth: float, caches: int) -> str:
     rate = found.bytes_per_second
-    share = f"{rate / 1e9:6.1f} GB/s, {100 * rate / bandwidth:4.0f} % of memory"
-    return f"{found.name:<{_WIDTH}}{1e3 * found.seconds:9.3f} ms  {share}"
+    share = f"{100 * rate / bandwidth:4.0f} % of memory"
+    if not found.is_of_memory(caches):
+        share = "from caches"
+    time = f"{found.name:<{_WIDTH}}{1e3 * found.seconds:9.3f} ms"
+    return f"{time}  {rate / 1e9:6.1f} GB/s, {share}"

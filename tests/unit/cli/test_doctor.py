@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from thalweg.cli import app as entry
 from thalweg.compiler.build import find_compiler
 from thalweg.step.bandwidth import Bandwidth, read_bandwidth
-from thalweg.testing import device_speed, machine
+from thalweg.testing import device_speed, machine, speed
 
 runner = CliRunner()
 
@@ -63,11 +63,24 @@ def test_bench_keeps_what_it_measured(folder: Path) -> None:
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert lines[0].startswith("memory: ")
-    assert sum("% of memory" in line for line in lines) == 5
+    assert sum(line.endswith("from caches") for line in lines) == 5
     kept = json.loads((folder / "bandwidth.json").read_text())
     assert kept["cpu"]["threads"] == 1
     doctor = runner.invoke(entry.app, ["doctor"], catch_exceptions=False)
     assert "GB/s with 1 threads" in doctor.stdout
+
+
+def test_bench_tells_the_share_of_memory_where_caches_do_not_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(speed, "cache_bytes", lambda: 1 << 15)
+    arguments = ["bench", "--elements", "8192", "--threads", "1"]
+    done = runner.invoke(entry.app, arguments, catch_exceptions=False)
+    _, sgd, lion, adam, small, rows, _ = done.stdout.splitlines()
+    assert sgd.endswith("from caches")  # two arrays of 32 KiB
+    for line in (lion, adam, small):
+        assert line.endswith(" % of memory")
+    assert rows.endswith("from caches")
 
 
 @pytest.mark.filterwarnings("ignore:.*not kept on disk")  # said once in a process
