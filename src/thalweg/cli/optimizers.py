@@ -19,6 +19,7 @@ _LEGEND = (
     "sparse: the rows that a gradient of some rows moves",
     "More about one of them: thalweg optimizers NAME",
 )
+_UNITS = "Units: U is that of the variable, L that of the loss, 1 a plain number."
 
 
 def optimizers(
@@ -63,7 +64,8 @@ def details(one: Description) -> Iterator[str]:
         one: The optimizer.
 
     Yields:
-        Its constructor, its row of the table, and its documentation.
+        Its constructor, its row of the table, its documentation, and what units mean
+        there.
     """
     yield one.arguments
     yield ""
@@ -71,6 +73,9 @@ def details(one: Description) -> Iterator[str]:
     yield "; ".join(f"{name}: {text}" for name, text in names.items())
     yield ""
     yield from one.text.splitlines()
+    if "Unit " in one.text:
+        yield ""
+        yield _UNITS
 
 
 def state_size(one: Description) -> str:

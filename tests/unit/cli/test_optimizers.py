@@ -43,6 +43,13 @@ def test_one_of_them_is_told_in_full() -> None:
     assert any("thalweg.rules.lion" in line for line in text)
 
 
+@pytest.mark.parametrize("name", tw.optimizers.names())
+def test_units_that_are_used_are_explained(name: str) -> None:
+    *text, last = run("optimizers", name)
+    uses_them = any("Unit " in line for line in text)
+    assert last.startswith("Units: U is that of the variable, L") == uses_them
+
+
 def test_an_unknown_name_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
