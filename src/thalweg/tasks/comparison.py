@@ -135,9 +135,11 @@ def verdict(task: Task, standings: Sequence[Standing]) -> str:
 
     Returns:
         Which optimizer is better than all others, with every seed, or that this cannot
-        be said.
+        be said, as of one alone.
     """
     best, others = standings[0], standings[1:]
+    if not others:
+        return f"{best.optimizer} is the only one: name others to compare it with"
     worst = max(_loss(task, figure) for figure in best.figures)
     near = [
         other.optimizer
@@ -146,7 +148,7 @@ def verdict(task: Task, standings: Sequence[Standing]) -> str:
     ]
     if near:
         return f"no clear difference between {', '.join([best.optimizer, *near])}"
-    if not others or len(best.figures) < 2:
+    if len(best.figures) < 2:
         return f"{best.optimizer} is best, in too few runs to say more"
     return f"{best.optimizer} is best, with every seed"
 

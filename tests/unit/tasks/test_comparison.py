@@ -62,6 +62,7 @@ def test_a_verdict_needs_seeds_that_do_not_overlap() -> None:
     assert verdict(LINE, [a, b]) == "A is best, with every seed"
     assert verdict(LINE, [a, b, c]) == "no clear difference between A, C"
     assert "too few runs" in verdict(LINE, [standing("A", 1.0), b])
+    assert verdict(LINE, [a]) == "A is the only one: name others to compare it with"
     higher = replace(LINE, higher_is_better=True)
     assert verdict(higher, [b, a]) == "B is best, with every seed"
 
