@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thalweg.cli.text import counted
+
 if TYPE_CHECKING:
     from thalweg.step.bandwidth import Bandwidth
     from thalweg.testing.speed import Speed
@@ -41,7 +43,8 @@ def bench(
     speed = import_module("thalweg.testing.speed")
     bandwidth, steps = speed.measure(elements or 16_000_000)
     rate, caches = bandwidth.bytes_per_second, speed.cache_bytes()
-    typer.echo(f"memory: {rate / 1e9:.1f} GB/s, {bandwidth.threads} threads")
+    threads_used = counted(bandwidth.threads, "thread")
+    typer.echo(f"memory: {rate / 1e9:.1f} GB/s, {threads_used}")
     for found in steps:
         typer.echo(_line(found, rate, caches))
     typer.echo(_kept(bandwidth, "cpu"))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.cli.text import printable
+from thalweg.cli.text import counted, printable
 
 
 def diff(
@@ -22,6 +22,6 @@ def diff(
     for difference in compare(first, second):
         count += 1
         typer.echo(f"{printable(difference.key)}: {printable(difference.text)}")
-    typer.echo(f"{count:,} differences" if count else "no difference")
+    typer.echo(counted(count, "difference") if count else "no difference")
     if count:
         raise typer.Exit(1)

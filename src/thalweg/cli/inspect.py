@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli.text import columns, printable
+from thalweg.cli.text import columns, counted, printable
 
 if TYPE_CHECKING:
     from thalweg.checkpoint import Manifest
@@ -53,7 +53,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
         shape = " × ".join(map(str, entry.shape)) or "number"
         dtype = str(entry.dtype).removeprefix("torch.")
         rows.append((printable(key), shape, dtype, f"{size:,}"))
-    yield from columns([*rows, (f"{len(rows) - 1:,} tensors", "", "", f"{total:,}")])
+    count = counted(len(rows) - 1, "tensor")
+    yield from columns([*rows, (count, "", "", f"{total:,}")])
     for alias, key in sorted(manifest.aliases.items()):
         yield f"{printable(alias)} is {printable(key)}"
     if manifest.values:

@@ -21,6 +21,19 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Args:
+        number: How many.
+        noun: What, in the singular.
+
+    Returns:
+        Such as "1 file" or "2,000 files".
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Lines of a table whose last column is one of numbers.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from thalweg.cli.text import counted
 from thalweg.errors import CheckpointError
 
 
@@ -22,5 +23,6 @@ def verify(
         typer.echo(f"thalweg: {problem}", err=True)
         raise typer.Exit(1) from None
     size = sum(file.bytes for file in manifest.files.values())
-    count = f"{len(manifest.tensors):,} tensors, {len(manifest.files):,} files"
-    typer.echo(f"sound: {count}, {size:,} bytes")
+    tensors = counted(len(manifest.tensors), "tensor")
+    files = counted(len(manifest.files), "file")
+    typer.echo(f"sound: {tensors}, {files}, {counted(size, 'byte')}")

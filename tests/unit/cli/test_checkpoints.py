@@ -59,6 +59,8 @@ def test_inspect_shows_a_table(saved: str) -> None:
     assert ["model/weight/.slot/optimizer/m", "3 × 2", "float32", "24"] in cells
     assert ["optimizer/iterations", "number", "int64", "8"] in cells
     assert ["7 tensors", "116"] in cells
+    alone = tw.Checkpoint(x=torch.ones(1)).save(Path(saved).parent / "alone")
+    assert any(line.startswith("1 tensor  ") for line in run("inspect", alone)[1])
     assert lines[-1] == "values: epoch"
 
 
@@ -101,7 +103,7 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
 def test_verify_says_that_a_checkpoint_is_sound(saved: str) -> None:
     status, lines = run("verify", saved)
     assert status == 0
-    assert lines[0].startswith("sound: 7 tensors, 1 files, ")
+    assert lines[0].startswith("sound: 7 tensors, 1 file, ")
 
 
 def test_verify_names_what_is_wrong(saved: str, tmp_path: Path) -> None:
@@ -123,7 +125,9 @@ def test_verify_names_what_is_wrong(saved: str, tmp_path: Path) -> None:
 
 def test_diff_shows_what_differs(saved: str, tmp_path: Path) -> None:
     assert run("diff", saved, saved) == (0, ["no difference"])
+    first = tw.Checkpoint(epoch=3).save(tmp_path / "first")
     other = tw.Checkpoint(epoch=4).save(tmp_path / "other")
+    assert run("diff", first, other) == (1, ["epoch: 3 and 4", "1 difference"])
     status, lines = run("diff", saved, other)
     assert status == 1
     assert "epoch: 3 and 4" in lines

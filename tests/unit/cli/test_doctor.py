@@ -63,6 +63,7 @@ def test_bench_keeps_what_it_measured(folder: Path) -> None:
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert lines[0].startswith("memory: ")
+    assert lines[0].endswith(" GB/s, 1 thread")
     assert sum(line.endswith("from caches") for line in lines) == 5
     kept = json.loads((folder / "bandwidth.json").read_text())
     assert kept["cpu"]["threads"] == 1
