@@ -108,11 +108,28 @@ def describe(value: object) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return _describe_array(value)
     if isinstance(value, (list, tuple, dict, set, frozenset)):
-        return f"a {type(value).__name__} of {_count(len(value))}"
+        return with_article(f"{type(value).__name__} of {_count(len(value))}")
     if "\n" in repr(value) or type(value).__repr__ is object.__repr__:
         # An address, or the first of many lines, says less than the class.
         return f"an object of {type(value).__module__}.{type(value).__qualname__}"
     return f"{_short(value)} ({type(value).__name__})"
+
+
+def with_article(text: str) -> str:
+    """Put "a" or "an" before a phrase, such as one of `describe`.
+
+    Args:
+        text: A phrase that begins with the name of a dtype or a class.
+
+    Returns:
+        The phrase with its article.
+
+    Example:
+        >>> with_article("int64 tensor"), with_article("uint8 tensor")
+        ('an int64 tensor', 'a uint8 tensor')
+    """
+    # A "u" begins unsigned integers and names such as UserDict, spoken with a "y".
+    return f"{'an' if text[:1].lower() in tuple('aeio') else 'a'} {text}"
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ def test_message_without_advice_ends_after_what_arrived() -> None:
         ("adam", "'adam' (str)"),
         (dict, "the class dict"),
         ([1], "a list of 1 item"),
+        (OrderedDict(a=1, b=2), "an OrderedDict of 2 items"),
         ({"a": 1, "b": 2}, "a dict of 2 items"),
         (np.zeros((2, 1), np.float32), "float32 array of shape (2, 1)"),
         (torch.zeros(3, 4), "float32 tensor of shape (3, 4) on cpu"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from thalweg.errors import describe, message
+from thalweg.errors import describe, message, with_article
 from thalweg.optim.options import Extras
 from thalweg.state import name_of, register_name
 
@@ -148,4 +148,4 @@ def note_names(group: Mapping[str, Any]) -> None:
 
 
 def _described(parameter: torch.Tensor) -> str:
-    return f"{name_of(parameter, 'a parameter')}, a {describe(parameter)}"
+    return f"{name_of(parameter, 'a parameter')}, {with_article(describe(parameter))}"

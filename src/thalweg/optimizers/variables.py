@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from thalweg.errors import describe, message
+from thalweg.errors import describe, message, with_article
 from thalweg.gradients import sharded_parameter
 from thalweg.state import Trackable, handle_of, name_of, register_name
 
@@ -52,10 +52,10 @@ def check_variable(where: str, variable: Any) -> torch.Tensor:
             if handle.is_complex()
             else "Only floating variables can be optimized."
         )
-        got = f"{name_of(handle, 'a variable')}, a {describe(handle)}"
+        got = f"{name_of(handle, 'a variable')}, {with_article(describe(handle))}"
         raise ValueError(message(where, "a floating variable", got, advice))
     if handle.is_meta:
-        got = f"{name_of(handle, 'a variable')}, a {describe(handle)}"
+        got = f"{name_of(handle, 'a variable')}, {with_article(describe(handle))}"
         action = "Give it memory first, as by module.to_empty(device=…)."
         raise ValueError(message(where, "a variable with memory", got, action))
     return handle

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from thalweg.errors import describe, message
+from thalweg.errors import describe, message, with_article
 from thalweg.state.huge_pages import prefer_huge_pages
 from thalweg.state.placement import Placement, distribute, is_sharded, place
 
@@ -78,7 +78,7 @@ def operand(where: str, value: Any, target: torch.Tensor) -> torch.Tensor:
         raise TypeError(
             message(
                 where,
-                f"numbers that a {describe(target)} can hold",
+                f"numbers that {with_article(describe(target))} can hold",
                 describe(tensor),
                 "Convert the value first.",
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from thalweg.errors import describe, message
+from thalweg.errors import describe, message, with_article
 from thalweg.step.overlaps import first_overlap, shares_elements
 
 __all__ = [
@@ -112,7 +112,7 @@ def _refuse(where: str, name: str, tensor: torch.Tensor, problem: str) -> None:
             message(
                 f"{where}: {name}",
                 "a strided tensor with its own memory",
-                f"a {describe(tensor)} that is {problem}",
+                f"{with_article(describe(tensor))} that is {problem}",
                 "Its storage was freed; make a new one."
                 if problem == _FREED
                 else "Pass a copy of it (tensor.clone()).",

@@ -214,7 +214,7 @@ def test_refused_assignments_change_nothing(
 
 def test_fractions_do_not_go_into_integers() -> None:
     variable = Variable([1, 2])
-    with pytest.raises(TypeError, match=r"int64 tensor.*can hold"):
+    with pytest.raises(TypeError, match=r"an int64 tensor.*can hold"):
         variable.assign([0.5, 1.5])
     assert variable.assign_add([1, 1]).tolist() == [2, 3]
 
