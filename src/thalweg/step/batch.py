@@ -201,8 +201,10 @@ class _Replay:
         self._places = Places(handles)
         self._writes = Writes(handles)
         gradients = _gradients(calls)
-        self._is_like = recognizer(gradients)
-        self._kinds = list(map(_kind_of, gradients))
+        # Other data may lie where the old did, with other strides or of another type.
+        self._handles = handles
+        self._is_like = recognizer((*gradients, *handles))
+        self._kinds = list(map(_kind_of, (*gradients, *handles)))
         self._addresses = Addresses(len(gradients))
         self._apart = Apart(
             self._addresses, list(map(size_of, gradients)), map(extent, handles)
@@ -232,11 +234,11 @@ class _Replay:
         return True
 
     def _are_like(self, gradients: Sequence[Any]) -> bool:
-        if self._is_like(*gradients):
+        if self._is_like(*gradients, *self._handles):
             return True
         # What recognizes tensors asks for a closer look where modes of torch are on.
         return self._device.type != "cpu" and (
-            list(map(_kind_of, gradients)) == self._kinds
+            list(map(_kind_of, (*gradients, *self._handles))) == self._kinds
         )
 
     def _write_numbers(self, deeds: Sequence[Deed]) -> None:

@@ -161,6 +161,41 @@ def test_other_memory_is_noticed() -> None:
     compare(work)
 
 
+@pytest.mark.parametrize("is_slot", [False, True], ids=["variable", "slot"])
+@pytest.mark.parametrize(
+    "seen_as",
+    [
+        lambda room: room[:16].view(4, 4).t(),
+        lambda room: room[:20].view(4, 5)[:, :4],
+        lambda room: room[:8].view(torch.bfloat16).view(4, 4),
+        lambda room: room[:32].view(torch.float64).view(4, 4),
+    ],
+    ids=["transposed", "with gaps", "bfloat16", "float64"],
+)
+def test_the_same_memory_in_another_way_is_noticed(
+    seen_as: Callable[[torch.Tensor], torch.Tensor], is_slot: bool
+) -> None:
+    outcomes: list[list[Any]] = []
+    for batch in (Batch(), None):
+        room = torch.arange(64.0).mul_(0.0625)
+        tensors = [room[:16].view(4, 4), torch.ones(4, 4)]
+        variable, slot = reversed(tensors) if is_slot else tensors
+        variable, slot = torch.nn.Parameter(variable), torch.nn.Parameter(slot)
+        for number in range(6):
+            if number == 3:
+                (slot if is_slot else variable).data = seen_as(room)
+            with inside_step(batch):
+                tw.raw_ops.ResourceApplyMomentum(
+                    var=variable,
+                    accum=slot,
+                    grad=torch.arange(16.0).view(4, 4) * 0.0625,
+                    momentum=0.5,
+                    lr=0.5,
+                )
+        outcomes.append([variable.tolist(), slot.tolist(), room.tolist()])
+    assert repr(outcomes[0]) == repr(outcomes[1])
+
+
 def test_a_wrong_call_is_refused_by_its_op_and_changes_nothing_alone() -> None:
     for steps in (0, 2):
         batch, model = Batch(), Model()
