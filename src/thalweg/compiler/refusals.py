@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from thalweg.compiler.free_numbers import Outside
 from thalweg.compiler.graph import Operand, label_of, operands_of
 from thalweg.compiler.spelling import MATH_FUNCTIONS
 from thalweg.errors import TraceError, message
@@ -23,6 +24,7 @@ __all__ = [
     "COMPOSED_OF",
     "Place",
     "current_place",
+    "outside_refusal",
     "place_of_error",
     "place_of_function",
     "refusal",
@@ -67,6 +69,21 @@ def refusal(
     if place:
         where += f" ({place[0]}:{place[1]})"
     return TraceError(message(where, expected, got, action))
+
+
+def outside_refusal(name: str, outside: Outside) -> TraceError:
+    """An error about what a rule reads besides its arguments.
+
+    Args:
+        name: The rule's name.
+        outside: What it reads.
+    """
+    what, action = "number", "Make it a Hyper or a scalar argument."
+    if outside.is_bool:
+        what = "bool"
+        action = "Make it a flag: a tw.Flag, or an argument annotated bool."
+    place, got = (outside.file, outside.line), f"the outside {what} {outside.name!r}"
+    return refusal(name, place, f"{what}s as keyword-only arguments", got, action)
 
 
 def value_refusal(

@@ -36,6 +36,7 @@ from thalweg.compiler.purity import first_difference, is_users
 from thalweg.compiler.refusals import (
     Place,
     current_place,
+    outside_refusal,
     place_of_error,
     refusal,
     text_of,
@@ -79,10 +80,10 @@ def trace(
 
     Raises:
         TraceError: If the rule does what cannot be compiled: an unknown operation, an
-            in-place one, a branch on a value, a number from outside its arguments,
-            another formula at a second call, outputs that do not fit its arguments.
-            The message names the rule, the line, the operation and what to write
-            instead.
+            in-place one, a branch on a value, a number or bool from outside its
+            arguments, another formula at a second call, outputs that do not fit its
+            arguments. The message names the rule, the line, the operation and what to
+            write instead.
         ShapeNeededError: If the rule reads what `shape` does not tell.
 
     Example:
@@ -91,14 +92,8 @@ def trace(
         >>> [n.name for n in trace(Rule.of(descent), {}).graph.nodes][-3:]
         ['mul', 'sub', 'output']
     """
-    for name, line, file in free_numbers(rule.function):
-        raise refusal(
-            rule.name,
-            (file, line),
-            "numbers as keyword-only arguments",
-            f"the outside number {name!r}",
-            "Make it a Hyper or a scalar argument.",
-        )
+    for outside in free_numbers(rule.function):
+        raise outside_refusal(rule.name, outside)
     slots = tuple(layouts) or ("like",) * len(rule.slots)
     made = _RuleTracer(rule, shape).run(flags, ("like", *slots, "like"))
     if is_users(made.graph):

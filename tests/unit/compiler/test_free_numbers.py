@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import functools
 import math
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 
 from thalweg.compiler.free_numbers import free_numbers
@@ -44,7 +46,7 @@ def _helper(x: Any) -> Any:
 
 
 def names(function: Any) -> list[str]:
-    return [name for name, _, _ in free_numbers(function)]
+    return [outside.name for outside in free_numbers(function)]
 
 
 def test_a_global_number_is_found_with_its_line() -> None:
@@ -52,7 +54,7 @@ def test_a_global_number_is_found_with_its_line() -> None:
         return x * CONSTANT
 
     line = function.__code__.co_firstlineno + 1
-    assert list(free_numbers(function)) == [("CONSTANT", line, __file__)]
+    assert list(free_numbers(function)) == [("CONSTANT", line, __file__, False)]
 
 
 def test_a_closed_over_number_is_found() -> None:
@@ -83,13 +85,154 @@ def test_helpers_and_inner_functions_are_searched() -> None:
     assert names(function) == ["CONSTANT", "CONSTANT"]
 
 
-def test_bools_modules_containers_and_functions_are_no_numbers() -> None:
+def test_modules_containers_and_functions_are_no_numbers() -> None:
     pair = (1.0, 2.0)
 
     def function(x: Any) -> Any:
-        return math.sqrt(x) if SWITCH and pair else torch.sqrt(x)
+        if TYPE_CHECKING:
+            return x
+        return math.sqrt(x) if pair else torch.sqrt(x)
 
     assert names(function) == []
+
+
+def test_a_bool_is_found_and_told_apart() -> None:
+    is_wide = np.bool_(True)
+
+    def function(x: Any) -> Any:
+        return x * SWITCH if is_wide else x * CONSTANT
+
+    found = {outside.name: outside.is_bool for outside in free_numbers(function)}
+    assert found == {"SWITCH": True, "is_wide": True, "CONSTANT": False}
+
+
+def times(factor: Any) -> Any:
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **arguments: Any) -> Any:
+            return function(*args, **arguments) * factor
+
+        return wrapper
+
+    return decorate
+
+
+def test_what_decorators_put_around_a_function_is_searched() -> None:
+    @times("")
+    @times(3.0)
+    def function(x: Any) -> Any:
+        return _helper(x)
+
+    @functools.cache
+    def cached(x: Any) -> Any:
+        return function(x)
+
+    @torch.no_grad()
+    def outer(x: Any) -> Any:
+        return cached(x)
+
+    assert names(outer) == ["factor", "CONSTANT"]
+
+
+@times(1.0)
+def _early(x: Any) -> Any:
+    return x
+
+
+def test_each_use_of_a_decorator_is_searched() -> None:
+    @times(None)
+    def function(x: Any) -> Any:
+        return _early(x)
+
+    assert names(function) == ["factor"]
+
+
+class Scaled:
+    __slots__ = ("by", "empty")
+
+    def __init__(self) -> None:
+        self.by = 2.0
+
+    def method(self, x: Any) -> Any:
+        return x * self.by + self.empty
+
+    def inner(self, x: Any) -> Any:
+        return (lambda y: y * self.by)(x)
+
+    def through(self, x: Any) -> Any:
+        return self.method(x)
+
+    def __call__(self, x: Any) -> Any:
+        return self.by * x
+
+    @staticmethod
+    def unbound(x: Any) -> Any:
+        return x * CONSTANT
+
+    @classmethod
+    def of_class(cls, x: Any) -> Any:
+        return cls.unbound(x) * SWITCH
+
+
+@pytest.mark.parametrize(
+    ("method", "read"),
+    [
+        ("method", ["self.by"]),
+        ("inner", ["self.by"]),
+        ("through", ["self.by"]),
+        ("__call__", ["self.by"]),
+        ("unbound", ["CONSTANT"]),
+        ("of_class", ["SWITCH"]),
+    ],
+)
+def test_methods_are_searched(method: str, read: list[str]) -> None:
+    holder = types.SimpleNamespace(scaled=Scaled())
+    bound = getattr(holder.scaled, method)
+    names_of: dict[str, Any] = {"holder": holder}
+    exec(f"def by_name(x): return holder.scaled.{method}(x)", names_of)
+
+    def function(x: Any) -> Any:
+        return bound(x)
+
+    assert names(function) == names(names_of["by_name"]) == names(bound) == read
+
+
+def test_an_object_that_is_called_is_searched() -> None:
+    scaled = Scaled()
+
+    def function(x: Any) -> Any:
+        return scaled(x)
+
+    assert names(function) == names(scaled) == ["self.by"]
+
+
+def test_a_function_of_a_module_is_searched_and_one_in_an_object_is_no_method() -> None:
+    module = types.ModuleType("my_helpers")
+    vars(module).update(helper=_helper, held=types.SimpleNamespace(rows=3))
+
+    def rows_of(x: Any) -> Any:
+        return x.rows
+
+    module.held.rows_of = rows_of  # pyright: ignore[reportAttributeAccessIssue]
+
+    def function(x: Any) -> Any:
+        return module.helper(module.held.rows_of(x))
+
+    assert names(function) == ["CONSTANT"]
+
+
+def test_what_a_partial_was_made_of_is_searched_and_what_it_holds_is_not() -> None:
+    def scaled(x: Any, by: Any = CONSTANT) -> Any:
+        return x * by
+
+    part = functools.partial(scaled, by=CONSTANT)
+    other = functools.partial(_helper)
+
+    def function(x: Any) -> Any:
+        return part(scaled(x))
+
+    assert names(function) == names(part) == []
+    assert names(other) == ["CONSTANT"]
 
 
 def test_numbers_in_attributes_and_items_are_found() -> None:
@@ -101,7 +244,7 @@ def test_numbers_in_attributes_and_items_are_found() -> None:
         return x * bounds.high * LIMITS["deep"]["b"][1] * Bounds.bounds.high
 
     first = function.__code__.co_firstlineno
-    assert [(name, line - first) for name, line, _ in free_numbers(function)] == [
+    assert [(name, line - first) for name, line, *_ in free_numbers(function)] == [
         ("settings.limit", 1),
         ("LIMITS['a']", 1),
         ("Bounds.low", 1),

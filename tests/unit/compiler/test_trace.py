@@ -17,6 +17,7 @@ from thalweg.compiler.trace import ShapeNeededError, trace
 from thalweg.errors import TraceError
 
 FACTOR = 3.0
+IS_ON = True
 NAMES = ("a", "b")
 
 
@@ -125,6 +126,10 @@ def _outside_number(var: Any, grad: Any, *, lr: Any) -> Any:
     return var * FACTOR
 
 
+def _outside_bool(var: Any, grad: Any, *, lr: Any) -> Any:
+    return var - lr * grad if IS_ON else var
+
+
 def _math_on_tensor(var: Any, grad: Any, *, lr: Any) -> Any:
     return var * math.sqrt(grad)
 
@@ -219,6 +224,7 @@ def _item(var: Any, grad: Any, *, lr: Any) -> Any:
         (_complex, ["1j (complex)", "Compute with the rule's arguments"]),
         (_far_from_all, ["'lgamma'", "Write it with arithmetic, comparisons"]),
         (_outside_number, ["the outside number 'FACTOR'", "Make it a Hyper"]),
+        (_outside_bool, ["the outside bool 'IS_ON'", "an argument annotated bool"]),
         (_math_on_tensor, ["a tensor for math.sqrt", "Write torch.sqrt"]),
         (_foreign_tensor, ["float32 tensor of shape (1,)", "Pass it as a slot"]),
         (_python_number, ["float() of one", "Use operators, torch.* or math.*"]),
