@@ -18,6 +18,11 @@ __all__ = [
 ]
 
 _FREED = "without memory"
+_OTHER_LAYOUT = "of another layout"
+_ADVICE = {
+    _FREED: "Its storage was freed; make a new one.",
+    _OTHER_LAYOUT: "Pass tensor.to_dense(), or its rows to an op on rows.",
+}
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
@@ -98,7 +103,7 @@ def check_overlap(where: str, variables: Sequence[torch.Tensor]) -> None:
 
 def _unreadable(tensor: torch.Tensor) -> str:
     if tensor.layout is not torch.strided:
-        return "of another layout"
+        return _OTHER_LAYOUT
     if tensor.is_neg() or tensor.is_conj():
         return "lazily negated or conjugated"
     if tensor.numel() and tensor.device.type == "cpu" and not tensor.data_ptr():
@@ -113,8 +118,6 @@ def _refuse(where: str, name: str, tensor: torch.Tensor, problem: str) -> None:
                 f"{where}: {name}",
                 "a strided tensor with its own memory",
                 f"{with_article(describe(tensor))} that is {problem}",
-                "Its storage was freed; make a new one."
-                if problem == _FREED
-                else "Pass a copy of it (tensor.clone()).",
+                _ADVICE.get(problem, "Pass a copy of it (tensor.clone())."),
             )
         )

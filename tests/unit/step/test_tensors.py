@@ -24,7 +24,7 @@ def test_an_empty_array_of_numpy_shares_nothing() -> None:
     [
         (torch.zeros(1).expand(3), "share memory"),
         (torch.zeros(3, dtype=torch.complex64).conj(), "conjugated"),
-        (torch.zeros(3).to_sparse(), "another layout"),
+        (torch.zeros(3).to_sparse(), r"another layout\. Pass tensor\.to_dense\(\)"),
     ],
 )
 def test_what_cannot_be_written_is_refused(tensor: torch.Tensor, words: str) -> None:
