@@ -76,10 +76,12 @@ def indices_of(op: str, indices: Any, variable: torch.Tensor) -> torch.Tensor:
         indices = torch.as_tensor(indices, device=variable.device)
         if indices.layout is not torch.strided:
             raise TypeError
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            message(f"{op}: indices", "integers", describe(indices), "Pass some.")
-        ) from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        expected, got, advice = "integers", describe(indices), "Pass some."
+        if "overflow" in str(error).lower():
+            expected, got = "int32 or int64", f"{got}, one of which is larger"
+            advice = "Pass the numbers of rows, which begin at 0."
+        raise TypeError(message(f"{op}: indices", expected, got, advice)) from None
     if indices.dtype not in _WIDE and indices.numel():
         raise TypeError(
             message(f"{op}: indices", "int32 or int64", describe(indices), "Cast them.")

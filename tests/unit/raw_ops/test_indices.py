@@ -265,3 +265,13 @@ def test_a_variable_without_rows_is_refused_without_indices_too(
             momentum=0.0,
         )
     assert number.item() == 1.0
+
+
+@pytest.mark.parametrize("index", [2**70, -(2**63) - 1])
+def test_an_index_beyond_int64_is_named_so(index: int) -> None:
+    table = torch.ones(3, 1)
+    with pytest.raises(TypeError, match=r"expected int32 or int64; .* is larger"):
+        tw.raw_ops.ResourceScatterAdd(
+            resource=table, indices=[0, index], updates=torch.ones(2, 1)
+        )
+    assert table.unique().tolist() == [1.0]
