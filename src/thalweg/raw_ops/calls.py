@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from torch.compiler import is_dynamo_compiling
+
 from thalweg.errors import describe, message, nearest
 
 __all__ = ["MISSING", "explained", "refuse_call", "wired"]
@@ -57,7 +59,11 @@ def refuse_call(
         advice = f"Name each argument: {op}({first}=…, {second}=…)."
     else:
         got = [*(f"no {name}" for name in missing), *map(repr, unknown)]
-        advice = nearest(unknown[0], arguments) if unknown else "Pass it."
+        advice = "Pass it."
+        if unknown:
+            # torch cannot trace the search for a name that is near.
+            is_traced = is_dynamo_compiling()
+            advice = "Use these." if is_traced else nearest(unknown[0], arguments)
     expected = f"the keyword arguments {listing}"
     raise TypeError(message(op, expected, ", ".join(got), advice)) from None
 

@@ -23,12 +23,14 @@ __all__ = [
     "check_not_negative",
     "check_not_positive",
     "check_positive",
+    "flag_of",
     "gradient_of",
     "has_l1",
     "number_of",
     "resource_of",
     "resources_of",
     "shape_message",
+    "traced_number",
     "written_of",
 ]
 
@@ -101,6 +103,38 @@ def number_of(op: str, name: str, value: Any) -> float:
             "Pass one.",
         )
     )
+
+
+def traced_number(op: str, name: str, value: Any) -> Any:
+    """A scalar argument while torch traces Python, which may know no number yet.
+
+    Raises:
+        TypeError: If it is a text or a complex number, or None.
+    """
+    wrong = value is None or isinstance(value, (str, bytes, complex))
+    return number_of(op, name, value) if wrong else value
+
+
+def flag_of(op: str, name: str, value: Any) -> bool:
+    """The bool that a flag stands for: one of Python, NumPy or torch, 0 or 1.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, float, np.integer)) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, torch.Tensor) and _is_one_bool(value):
+        return bool(value.item())
+    where, expected = f"{op}: {name}", "True or False"
+    raise TypeError(message(where, expected, describe(value), "Pass a bool."))
+
+
+def _is_one_bool(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds a bool that can be asked for; not while it is compiled."""
+    is_bool = tensor.dtype == torch.bool and not tensor.dim()
+    return is_bool and not (is_dynamo_compiling() or tensor.is_meta)
 
 
 def check_positive(op: str, name: str, number: float) -> None:

@@ -14,10 +14,12 @@ from thalweg.compiler.rule import Rule, RuleFunction
 from thalweg.raw_ops.calls import MISSING, refuse_call, wired
 from thalweg.raw_ops.checks import (
     apart_from,
+    flag_of,
     gradient_of,
     number_of,
     resources_of,
     shape_message,
+    traced_number,
 )
 from thalweg.raw_ops.registration import Operator, is_traced
 from thalweg.step import launch_dense
@@ -123,7 +125,7 @@ class Door:
         """
         # True while torch traces Python; asking for every kind of compiling is slower.
         if is_dynamo_compiling() and self.operator is not None:
-            self.operator(self._named(given, settings))
+            self.trace(self.operator, given, settings)
             return
         batch = batch_in_force()
         settings_before, deed = self._last
@@ -134,7 +136,7 @@ class Door:
             is_known = False
         if not is_known:
             if is_compiling() and self.operator is not None:
-                self.operator(self._named(given, settings))
+                self.trace(self.operator, given, settings)
                 return
             deed = self._deed_of(settings)
         if batch is not None:
@@ -147,9 +149,33 @@ class Door:
         if action.again(given, numbers):
             return
         if is_traced() and self.operator is not None:
-            self.operator(self._named(given, settings))
+            self.trace(self.operator, given, settings)
         else:
             action.now(given, numbers)
+
+    def trace(
+        self, operator: Operator, given: tuple[Any, ...], settings: tuple[Any, ...]
+    ) -> None:
+        """Hand a call on to torch; see `run`.
+
+        Args:
+            operator: The op as torch knows it.
+            given: As for `run`.
+            settings: As for `run`.
+
+        Raises:
+            TypeError: If an argument is missing, or a scalar or a flag is none. What
+                tensors hold, and how they lie, is looked at when the call is run.
+        """
+        names, first_flag = self._setting_names(settings), self._num_scalars
+        self._refuse_missing((*self.given_names, *names), (*given, *settings))
+        numbers = zip(names, settings[:first_flag], strict=False)
+        flags = zip(names[first_flag:], settings[first_flag:], strict=True)
+        looked_at = [
+            *(traced_number(self._op, name, value) for name, value in numbers),
+            *(flag_of(self._op, name, value) for name, value in flags),
+        ]
+        operator(self._named(given, looked_at))
 
     def _deed_of(self, settings: tuple[Any, ...]) -> Deed:
         """What is done with these settings: the same object for the same numbers."""
@@ -167,6 +193,7 @@ class Door:
             key = self._layout.pack(*(self._number(*p, settings) for p in places))
         deed = self._deeds.get(key)
         if deed is None:
+            self._check_flags(settings)
             if len(self._deeds) >= _MOST_KNOWN:
                 self._deeds.clear()
             deed = self._deeds.setdefault(key, self._new_deed(self._layout.unpack(key)))
@@ -181,7 +208,13 @@ class Door:
             self._refuse_missing(self._setting_names(settings), settings)
         if place < self._num_scalars:
             return number_of(self._op, self.rule.scalars[place], value)
-        return bool(value)
+        return flag_of(self._op, self._setting_names(settings)[place], value)
+
+    def _check_flags(self, settings: Sequence[Any]) -> None:
+        """Refuse numbers for flags; numbers that are known have been looked at."""
+        names = self._setting_names(settings)[self._num_scalars :]
+        for name, value in zip(names, settings[self._num_scalars :], strict=True):
+            flag_of(self._op, name, value)
 
     def _new_deed(self, numbers: tuple[float, ...]) -> Deed:
         """What is done with these numbers, and flags behind them."""

@@ -83,16 +83,27 @@ class RawOp:
 
         Raises:
             TypeError: If an argument is missing, unknown or without a name, a resource
-                is no tensor, or a scalar is no number.
+                is no tensor, a scalar is no number, or a flag no bool.
             ValueError: If shapes, dtypes or devices do not fit, or an index is out
                 of range; nothing is written then.
         """
         if positional:
             refuse_call(self.name, self._arguments, positional)
         if is_compiling():
-            self._operator(arguments)
+            self._trace(arguments)
         else:
             self._run(**arguments)
+
+    def _trace(self, arguments: Mapping[str, Any]) -> None:
+        """Hand a call on to torch, by what it can trace."""
+        given = {**self._defaults, **arguments}
+        given.pop("name", None)
+        if set(given) != set(self._arguments):
+            refuse_call(self.name, self._arguments, (), given)
+        handed = tuple([given[name] for name in self._door.given_names])
+        names = (*self.rule.scalars, *self.rule.flags)
+        settings = tuple([given[name] for name in names])
+        self._door.trace(self._operator, handed, settings)
 
     def _run(self, /, **arguments: Any) -> None:
         given = {**self._defaults, **arguments}

@@ -111,11 +111,10 @@ def test_a_number_that_an_op_refuses_is_refused_each_time() -> None:
     assert (weight.item(), accum.item()) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("is_set", [True, 1, np.True_, torch.tensor(True), "yes"])
-@pytest.mark.parametrize("is_unset", [False, 0, np.False_, torch.tensor(False), None])
-def test_a_flag_is_what_it_is_taken_for(is_set: Any, is_unset: Any) -> None:
-    def momentum(nesterov: Any) -> float:
-        weight, accum = torch.ones(1), torch.zeros(1)
+def momentum(nesterov: Any) -> float:
+    """What becomes of a weight; nothing if the flag is refused."""
+    weight, accum = torch.ones(1), torch.zeros(1)
+    try:
         tw.raw_ops.ResourceApplyMomentum(
             var=weight,
             accum=accum,
@@ -124,10 +123,44 @@ def test_a_flag_is_what_it_is_taken_for(is_set: Any, is_unset: Any) -> None:
             momentum=0.5,
             use_nesterov=nesterov,
         )
-        return weight.item()
+    except TypeError:
+        assert (weight.item(), accum.item()) == (1.0, 0.0)
+        raise
+    return weight.item()
 
+
+@pytest.mark.parametrize("is_set", [True, 1, np.True_, np.int64(1), torch.tensor(True)])
+@pytest.mark.parametrize("is_unset", [False, 0, np.False_, 0.0, torch.tensor(False)])
+def test_a_flag_is_what_it_is_taken_for(is_set: Any, is_unset: Any) -> None:
     for _ in range(2):
         assert (momentum(is_set), momentum(is_unset)) == (0.25, 0.5)
+
+
+NO_FLAGS = {
+    "text": "no",
+    "none": None,
+    "two": 2,
+    "half": 0.5,
+    "large": 1 << 2000,
+    "list": [True],
+    "tensor": torch.ones(2),
+    "number": torch.tensor(1.0),
+    "bools": torch.tensor([True]),
+    "array": np.ones(2, bool),
+    "meta": torch.tensor(True, device="meta"),
+}
+
+
+@pytest.mark.parametrize("wrong", NO_FLAGS.values(), ids=NO_FLAGS)
+def test_what_is_no_bool_is_no_flag(wrong: Any) -> None:
+    words = "ResourceApplyMomentum: use_nesterov: expected True or False; got "
+    for is_known in (False, True):
+        if is_known:
+            momentum(True)
+        with pytest.raises(TypeError, match=words):
+            momentum(wrong)
+        with pytest.raises(TypeError, match=words), inside_step(Batch()):
+            momentum(wrong)
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

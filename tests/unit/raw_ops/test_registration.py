@@ -191,6 +191,59 @@ def test_a_wrong_call_of_compiled_code_is_refused_and_changes_nothing() -> None:
     assert torch.equal(slot, torch.ones(2, 2))
 
 
+@tw.raw_op(name="ApplyFlaggedDescent")
+def flagged(var: Any, grad: Any, *, lr: Any, turned: bool = False) -> Any:
+    """An op of one's own with a flag."""
+    return var + lr * grad if turned else var - lr * grad
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"lr": None}, "got no lr"),
+        ({"rate": 0.5}, "got 'rate'"),
+        ({"lr": "a"}, r"lr: expected a number or a 0-d tensor; got 'a' \(str\)"),
+        ({"lr": 1j}, "lr: expected a number or a 0-d tensor; got 1j"),
+        ({"flag": "no"}, r"expected True or False; got 'no' \(str\)"),
+        ({"flag": 2}, r"expected True or False; got 2 \(int\)"),
+        ({"flag": torch.ones(2)}, "expected True or False; got float32 tensor"),
+    ],
+)
+@pytest.mark.parametrize("is_own", [False, True], ids=["shipped", "own"])
+def test_a_wrong_call_is_told_so_while_it_is_compiled(
+    changed: dict[str, Any], words: str, is_own: bool
+) -> None:
+    op: Any = flagged if is_own else tw.raw_ops.ResourceApplyMomentum
+    flag = "turned" if is_own else "use_nesterov"
+    others = {} if is_own else {"momentum": 0.5}
+    named = {(flag if n == "flag" else n): v for n, v in changed.items()}
+    settings = {
+        n: v for n, v in {"lr": 0.5, **others, **named}.items() if v is not None
+    }
+
+    def step(var: Any, accum: Any) -> None:
+        tensors = {"var": var} if is_own else {"var": var, "accum": accum}
+        op(**tensors, grad=torch.ones(2), **settings)
+
+    torch._dynamo.reset()
+    var = torch.ones(2)
+    compiled_step = torch.compile(step, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=words):
+        compiled_step(var, torch.zeros(2))
+    assert var.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0])
+def test_a_flag_is_compiled(value: Any) -> None:
+    def step(var: Any) -> None:
+        flagged(var=var, grad=torch.ones(2), lr=0.5, turned=value)
+
+    torch._dynamo.reset()
+    var = torch.ones(2)
+    torch.compile(step, fullgraph=True, backend="eager")(var)
+    assert var.tolist() == [1.5, 1.5]
+
+
 @tw.raw_op(name="ApplyTracedDescent")
 def own(var: Any, grad: Any, *, lr: Any) -> Any:
     """An op of one's own."""
