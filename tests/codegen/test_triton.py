@@ -222,6 +222,35 @@ def test_outputs_that_do_not_vary_and_scalars_that_are_masks() -> None:
         agree(new, interpret(key.rule, {}, tensors, {"lr": lr}))
 
 
+MASKS: dict[str, Any] = {
+    "and": lambda grad, lr, row: (lr > 0.25) & (grad > 0),
+    "or": lambda grad, lr, row: (grad > 0) | (lr > 0.25),
+    "xor": lambda grad, lr, row: (lr > 0.25) ^ (grad > 0),
+    "not": lambda grad, lr, row: ~(lr > 0.25) & (grad > 0),
+    "tests": lambda grad, lr, row: torch.isnan(lr) | (grad > 0) & torch.isfinite(lr),
+    "numbers": lambda grad, lr, row: (lr > 0.25) & (lr < 0.75) & (grad > 0),
+    "rows": lambda grad, lr, row: (row > 0) ^ (lr > 0.25) ^ (grad > 0),
+    "totals": lambda grad, lr, row: (grad.mean() > 0) ^ (lr > 0.25) ^ (grad > 0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("joined", MASKS.values(), ids=MASKS)
+def test_a_mask_of_numbers_meets_one_of_elements(
+    joined: Any, dtype: torch.dtype
+) -> None:
+    def chosen(var: Any, grad: Any, *, lr: Any) -> Any:
+        row = grad.sum(dim=-1, keepdim=True)
+        return torch.where(joined(grad, lr, row), var - lr * grad, grad)
+
+    key = KernelKey(Rule.of(chosen), (), (dtype,) * 2)
+    kernel = interpreted(key)
+    tensors = [torch.randn(6, 50).to(dtype) for _ in range(2)]
+    for lr in (0.125, 0.5):
+        new = run_dense(kernel, tensors, {"lr": lr}, width=50)
+        agree(new, interpret(key.rule, {}, tensors, {"lr": lr}))
+
+
 def test_rows_of_a_rule_that_reduces_variables_are_refused() -> None:
     program = program_of(Rule.of(trust), ())
     with pytest.raises(TraceError, match='sparse_update="exact"'):

@@ -53,6 +53,15 @@ _TAKEN = frozenset(
 _CONSTANTS = {"zero": "0.0", "one": "1.0", "infinity": 'float("inf")'}
 
 
+def _as_mask(text: str) -> str:
+    """What one comparison of numbers gives, as it can meet a block of others.
+
+    Triton's interpreter keeps it as a number of the type that was compared, and so
+    makes a block of it that no bit of a mask can be joined with.
+    """
+    return f"tl.full([], 1, tl.int1) & ({text})"
+
+
 def python_name(name: str) -> str:
     """A name that is free in the text of a kernel.
 
@@ -218,7 +227,7 @@ class TritonStatements(Dialect):
     def _column(self, node: fx.Node, dtype: torch.dtype) -> str:
         load = f"tl.load(row + {self.program.column_of(node)})"
         if is_mask(node):
-            return f"{self.value(node)} = {load} != 0.0"
+            return f"{self.value(node)} = {_as_mask(f'{load} != 0.0')}"
         cast = "" if dtype == torch.float64 else ".to(tl.float32)"
         return f"{self.value(node)} = {load}{cast}"
 
@@ -237,6 +246,8 @@ class TritonStatements(Dialect):
         names = [self.value(operand, dtype) for operand in operands_of(node)]
         op = expect_operation(node)
         text = op.triton.format(*names)
+        if op.gives_mask and space_of(node) != Space.TENSOR:
+            text = _as_mask(text)
         return f"{self.value(node)} = {text}"
 
     @override
