@@ -31,11 +31,14 @@ def results_in_order(rule: Rule, returned: Any, old: Mapping[str, Any]) -> list[
     """
     values = _as_list(rule, returned, old)
     if len(values) != len(rule.outputs):
+        action = "Return the new variable and every new slot, in order"
+        if len(values) < len(rule.outputs):  # a slot may be what was to be a number
+            action += "; put numbers behind a star, as in (var, grad, *, lr)"
         raise results_refusal(
             rule,
             f"{len(rule.outputs)} results ({', '.join(rule.outputs)})",
             str(len(values)),
-            "Return the new variable and every new slot, in order.",
+            f"{action}.",
         )
     for name, value in zip(rule.outputs, values, strict=True):
         if not isinstance(value, (fx.Proxy, int, float)):

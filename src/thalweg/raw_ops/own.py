@@ -19,6 +19,7 @@ from thalweg.compiler.interpret import program_of
 from thalweg.compiler.rule import RuleFunction
 from thalweg.errors import describe, message
 from thalweg.raw_ops.calls import refuse_call
+from thalweg.raw_ops.checks import number_of
 from thalweg.raw_ops.door import Door
 from thalweg.raw_ops.registration import Operator
 from thalweg.raw_ops.row_door import RowDoor
@@ -49,7 +50,7 @@ class RawOp:
         self.is_sparse = is_sparse
         _check_names(name, self.rule)
         self._arguments = _arguments_of(function, self.rule, is_sparse=is_sparse)
-        _check_flags(name, {n: self._arguments[n] for n in self.rule.flags})
+        _check_defaults(name, self.rule, self._arguments)
         self.__signature__ = _signature_of(self._arguments)
         self._defaults = {n: d for n, d in self._arguments.items() if d is not _EMPTY}
         self._given_of = _getter(self._door.given_names)
@@ -174,8 +175,8 @@ def raw_op(
         decorator.
 
     Raises:
-        TypeError: If the signature is not that of a rule, or a flag's default is
-            neither True nor False.
+        TypeError: If the signature is not that of a rule, a number's default is no
+            number, or a flag's is neither True nor False.
         TraceError: If the rule uses what the compiler cannot express.
         ValueError: If the name is that of another rule's op, or it or an argument's
             name is taken or not ASCII; or if a rule for rows reduces over all of them.
@@ -285,11 +286,16 @@ def _check_names(name: str, rule: Rule) -> None:
         raise ValueError(message(f"raw_op {name}", expected, got, "Rename it."))
 
 
-def _check_flags(name: str, defaults: Mapping[str, Any]) -> None:
-    """Refuse a flag's default that torch's schema cannot say."""
-    for flag, default in defaults.items():
-        if default is not _EMPTY and not isinstance(default, bool):
-            where, expected = f"raw_op {name}: default of {flag}", "True or False"
+def _check_defaults(name: str, rule: Rule, arguments: Mapping[str, Any]) -> None:
+    """Refuse a number's default that is none, and what torch's schema cannot say."""
+    for argument in (*rule.scalars, *rule.flags):
+        default, own = arguments[argument], f"default of {argument}"
+        if default is _EMPTY:
+            continue
+        if argument in rule.scalars:
+            number_of(f"raw_op {name}", own, default)
+        elif not isinstance(default, bool):
+            where, expected = f"raw_op {name}: {own}", "True or False"
             action = "Give it one of these, or none."
             raise TypeError(message(where, expected, describe(default), action))
 

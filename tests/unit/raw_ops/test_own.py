@@ -7,6 +7,7 @@ import logging
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -254,6 +255,35 @@ def test_names_and_defaults_that_torch_cannot_say_are_refused() -> None:
     with pytest.raises(TypeError, match="odd: default of up: expected True or False"):
         raw_op(odd)
     assert not {"selfish", "foreign", "Applyé", "odd"} & set(tw.raw_ops.list())
+
+
+@pytest.mark.parametrize("default", ["a", None, 1j, [0.5], 10**400])
+def test_a_default_that_is_no_number_is_refused(default: Any) -> None:
+    def mistaken(var: Any, grad: Any, *, lr: Any = default) -> Any:
+        return var - lr * grad
+
+    with pytest.raises(TypeError, match="mistaken: default of lr: expected a number"):
+        raw_op(mistaken)
+    assert "mistaken" not in tw.raw_ops.list()
+
+
+@pytest.mark.parametrize("default", [1, True, np.float32(0.5), torch.tensor(0.5)])
+def test_a_default_may_be_anything_that_holds_a_number(default: Any) -> None:
+    def held(var: Any, grad: Any, *, lr: Any = default) -> Any:
+        return var - lr * grad
+
+    op, var = raw_op(name="ApplyHeldDefault")(held), torch.ones(2)
+    op(var=var, grad=torch.ones(2))
+    assert var.tolist() == [1 - float(default)] * 2
+
+
+def test_a_star_that_was_forgotten_is_named() -> None:
+    def starless(var: Any, grad: Any, lr: Any) -> Any:
+        return var - lr * grad
+
+    words = r"2 results \(var, grad\); got 1\. .*put numbers behind a star"
+    with pytest.raises(TraceError, match=words):
+        raw_op(starless)
 
 
 def test_an_unknown_self_is_named(op: RawOp) -> None:
