@@ -14,7 +14,7 @@ import torch
 
 from thalweg.errors import CheckpointError, describe, message
 from thalweg.interop.slot_owner import forget
-from thalweg.interop.state_matching import Match, match_parameters
+from thalweg.interop.state_matching import Match, match_parameters, repeated_names
 from thalweg.interop.torch_face import TorchFace, as_torch
 from thalweg.interop.twin_reader import TwinReader, refusal
 from thalweg.interop.twin_writer import write_state
@@ -211,6 +211,9 @@ def _regrouped(twin: Twin, groups: list[Group], face: TorchFace) -> list[Group]:
     numbers = [{k: v for k, v in g.items() if k not in _OWN_KEYS} for g in groups]
     if any(other != numbers[0] for other in numbers):
         expected, got = "groups with the same numbers", f"{numbers}"
+        raise refusal(twin, expected, got, "Pass as_torch(optimizer, groups) instead.")
+    if repeated := repeated_names(groups):
+        expected, got = "names that occur once, or one group", f"{repeated} twice"
         raise refusal(twin, expected, got, "Pass as_torch(optimizer, groups) instead.")
     joined = {key: [item for g in groups for item in g[key]] for key in _OWN_KEYS}
     return [{**joined, **numbers[0]}]

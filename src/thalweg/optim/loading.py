@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,12 @@ from thalweg.distribute import is_distributed
 from thalweg.distribute.row_shards import sharded_rows
 from thalweg.errors import describe, message
 from thalweg.interop.kinds import check_kind
+from thalweg.interop.state_matching import Match, are_named, fits, match_parameters
 from thalweg.optim.described import Described
-from thalweg.state import canonical_name
 
 __all__ = ["load_state", "plain_groups"]
 
-_OWN_KEYS = ("params", "param_names")
-
-
-@dataclass(frozen=True)
-class _Match:
-    """Parameters by their saved ids, and the groups as they will be."""
-
-    parameters: dict[Any, torch.Tensor]
-    groups: list[dict[str, Any]]
+_LOAD_LESS = "Pass strict=False to load those that are in both."
 
 
 def load_state(
@@ -76,118 +67,34 @@ def plain_groups(saved: Mapping[str, Any]) -> None:
 # -- which parameter is which -------------------------------------------------
 
 
-def _match(
-    optimizer: Described, saved: list[dict[str, Any]], *, strict: bool
-) -> _Match:
-    own = optimizer.param_groups
-    named = _are_named(own), _are_named(saved)
-    if all(named):
-        return _match_by_name(type(optimizer).__name__, own, saved, strict=strict)
-    if any(named):
+def _match(optimizer: Described, saved: list[dict[str, Any]], *, strict: bool) -> Match:
+    where, own = type(optimizer).__name__, optimizer.param_groups
+    named = are_named(own), are_named(saved)
+    match = match_parameters(where, own, saved, strict=strict, advice=_LOAD_LESS)
+    if named[0] != named[1]:
         warnings.warn(
-            f"{type(optimizer).__name__}.load_state_dict: only "
+            f"{where}.load_state_dict: only "
             f"{'the optimizer' if named[0] else 'the state dict'} has parameter names; "
             "parameters are matched by position.",
             stacklevel=5,
         )
-    return _match_by_position(type(optimizer).__name__, own, saved)
-
-
-def _are_named(groups: Sequence[Mapping[str, Any]]) -> bool:
-    return all(
-        isinstance(names := group.get("param_names"), (list, tuple))
-        and len(names) == len(group["params"])
-        for group in groups
-    )
-
-
-def _match_by_position(
-    where: str, own: list[dict[str, Any]], saved: list[dict[str, Any]]
-) -> _Match:
-    advice = "Make the groups as they were, or name the parameters on both sides."
-    if len(own) != len(saved):
-        problem = "loaded state dict has a different number of parameter groups"
-        got = message(where, f"{len(own)} groups", f"{len(saved)}", advice)
-        raise ValueError(f"{problem}. {got}")
-    sizes = [len(g["params"]) for g in own], [len(g["params"]) for g in saved]
-    if sizes[0] != sizes[1]:
-        problem = (
-            "loaded state dict contains a parameter group that doesn't match the size "
-            "of optimizer's group"
-        )
-        raise ValueError(
-            f"{problem}. {message(where, f'{sizes[0]}', f'{sizes[1]}', advice)}"
-        )
-    groups = [_merged(g, s) for g, s in zip(own, saved, strict=True)]
-    for group, theirs in zip(groups, saved, strict=True):
-        if "param_names" in theirs:
-            group["param_names"] = theirs["param_names"]
-    pairs = zip(own, saved, strict=True)
-    found = {
-        key: parameter
-        for group, theirs in pairs
-        for key, parameter in zip(theirs["params"], group["params"], strict=True)
-    }
-    return _Match(found, groups)
-
-
-def _match_by_name(
-    where: str,
-    own: list[dict[str, Any]],
-    saved: list[dict[str, Any]],
-    *,
-    strict: bool,
-) -> _Match:
-    known = _by_name(saved)
-    wanted = _by_name(own)
-    missing = [name for name in wanted if name not in known]
-    unexpected = [name for name in known if name not in wanted]
-    if strict and (missing or unexpected):
-        raise ValueError(
-            message(
-                f"{where}.load_state_dict",
-                "the names of the optimizer's parameters",
-                f"missing {missing}, unexpected {unexpected}",
-                "Pass strict=False to load those that are in both.",
-            )
-        )
-    groups = []
-    for group in own:
-        names = [canonical_name(name) for name in group["param_names"]]
-        sources = {known[name][0] for name in names if name in known}
-        same = len(sources) == 1
-        groups.append(_merged(group, saved[sources.pop()] if same else {}))
-    found = {known[name][1]: p for name, (_, p) in wanted.items() if name in known}
-    return _Match(found, groups)
-
-
-def _by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Any]]:
-    """Names to group number and what stands in ``"params"``."""
-    return {
-        canonical_name(name): (number, parameter)
-        for number, group in enumerate(groups)
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
-    }
-
-
-def _merged(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A group with its parameters and the saved options."""
-    options = {name: value for name, value in saved.items() if name not in _OWN_KEYS}
-    return {**own, **options}
+    if not match.is_by_name:  # saved names count more than own ones, as in torch
+        for group, theirs in zip(match.groups, saved, strict=True):
+            if "param_names" in theirs:
+                group["param_names"] = theirs["param_names"]
+    return match
 
 
 # -- values -------------------------------------------------------------------
 
 
-def _check_shapes(
-    optimizer: Described, saved: Mapping[Any, Any], match: _Match
-) -> None:
+def _check_shapes(optimizer: Described, saved: Mapping[Any, Any], match: Match) -> None:
     problems = [
         f"{key!r} of parameter {number!r}: {tuple(value.shape)} for "
         f"{tuple(parameter.shape)}"
         for number, parameter in match.parameters.items()
         for key, value in _entries(saved.get(number))
-        if isinstance(value, torch.Tensor) and not _fits(value, parameter)
+        if isinstance(value, torch.Tensor) and not fits(value, parameter)
     ]
     problems += [
         f"{key!r} of parameter {number!r}: {describe(value)} for {describe(parameter)}"
@@ -210,13 +117,6 @@ def _entries(state: Any) -> list[tuple[Any, Any]]:
     return list(state.items()) if isinstance(state, Mapping) else []
 
 
-def _fits(value: torch.Tensor, parameter: torch.Tensor) -> bool:
-    """Whether it has the parameter's shape, one number a row, or one at all."""
-    shape = tuple(parameter.shape)
-    rows = shape[:1] + (1,) * (len(shape) - 1)
-    return value.numel() == 1 or tuple(value.shape) in (shape, rows)
-
-
 def _can_be_placed(value: torch.Tensor, parameter: torch.Tensor) -> bool:
     """Whether a tensor is, or can be cut to, what a step takes of that parameter."""
     if is_distributed(value) == is_distributed(parameter):
@@ -228,7 +128,7 @@ def _can_be_placed(value: torch.Tensor, parameter: torch.Tensor) -> bool:
     return is_whole or _empty_part(parameter, value) is not None
 
 
-def _copied(optimizer: Described, saved: Mapping[Any, Any], match: _Match) -> Any:
+def _copied(optimizer: Described, saved: Mapping[Any, Any], match: Match) -> Any:
     """The new state; tensors that fit are filled, so that no second set is made."""
     held = {
         id(value)

@@ -297,13 +297,14 @@ class DropIn(Described):
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Load what `state_dict` of this or torch's optimizer gave.
 
-        Where both sides have ``param_names``, parameters are found by name, in any
-        order and grouping; otherwise by position, as torch does. No tensor is cast.
+        Where both sides have ``param_names`` and none occurs twice, parameters are
+        found by name, in any order and grouping; otherwise by position, as torch does.
+        No tensor is cast.
 
         Args:
             state_dict: The saved state; it is copied.
             strict: Whether every parameter must be in it and the other way round;
-                matters only where both sides have names.
+                matters only where they are found by name.
 
         Raises:
             ValueError: If groups, names or shapes do not fit; nothing is changed then.

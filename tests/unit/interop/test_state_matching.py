@@ -72,3 +72,52 @@ def test_another_shape_is_refused() -> None:
     match = match_parameters("Adam", OWN, saved({"params": [0, 1]}))
     with pytest.raises(ValueError, match=r"'m' of 0: \(3, 2\) for \(2, 3\)"):
         check_shapes("Adam", {0: {"m": torch.zeros(3, 2)}}, match)
+
+
+def grouped(*names: list[str], places: bool = False) -> list[dict[str, Any]]:
+    """Groups of (3,) parameters, or of their numbers, with names and a rate."""
+    groups: list[dict[str, Any]] = []
+    for i, own in enumerate(names):
+        first = sum(len(group["params"]) for group in groups)
+        held = [first + j if places else torch.zeros(3) for j in range(len(own))]
+        groups.append({"params": held, "param_names": own, "lr": i})
+    return groups
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_names_that_occur_twice_leave_it_to_positions(
+    strict: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = grouped(["a", "b"], ["a", "b"])
+    theirs = grouped(["a", "b"], ["a", "b"], places=True)
+    match = match_parameters("Adam", own, theirs, strict=strict)
+    held = [parameter for group in own for parameter in group["params"]]
+    assert [match.parameters[i] is held[i] for i in range(4)] == [True] * 4
+    assert not match.is_by_name
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "names",
+    [(["a", "b"], ["c", "d"]), (["b", "a"], ["a", "b"]), (["a"] * 2, ["b"] * 2)],
+)
+def test_positions_against_names_are_logged(
+    names: tuple[list[str], ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = grouped(["a", "b"], ["a", "b"])
+    match = match_parameters("Adam", own, grouped(*names, places=True))
+    assert match.parameters[3] is own[1]["params"][1]
+    assert "matches parameters by position, though names differ" in caplog.text
+
+
+def test_other_groups_with_names_that_occur_twice_are_refused() -> None:
+    theirs = grouped(["a", "b", "a", "b"], places=True)
+    with pytest.raises(ValueError, match=r"got \[4\]. \['a', 'b'\] name more than one"):
+        match_parameters("Adam", grouped(["a", "b"], ["a", "b"]), theirs)
+
+
+def test_without_strict_what_is_in_both_is_found_by_name() -> None:
+    theirs = grouped(["b", "c"], places=True)
+    own = grouped(["a", "b"])
+    match = match_parameters("Adam", own, theirs, strict=False)
+    assert match.parameters == {0: own[0]["params"][1]}

@@ -374,6 +374,10 @@ def test_groups_without_names_are_refused() -> None:
         load_torch_state(opt.SGD(), theirs.state_dict(), model)
     with pytest.raises(CheckpointError, match="a model; got none"):
         load_torch_state(opt.SGD(), theirs.state_dict())
+    pairs = [{"params": list(model[i].named_parameters())} for i in (2, 0)]
+    theirs = torch.optim.SGD(pairs, lr=0.05)
+    with pytest.raises(CheckpointError, match="names that occur once, or one group"):
+        load_torch_state(opt.SGD(), theirs.state_dict(), list(model.parameters()))
 
 
 def test_keras_momentum_at_rate_0_cannot_be_told() -> None:
