@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from thalweg.errors import message
+from thalweg.errors import describe, message
 from thalweg.optimizers import Optimizer
+from thalweg.optimizers.declarations import plain_number
 from thalweg.optimizers.per_variable import Override
+from thalweg.state import handle_of
 
 __all__ = ["STEP", "check_slots", "forget", "override_numbers", "restore_slot"]
 
@@ -18,28 +20,69 @@ STEP = "step"
 """Key of the count of applied steps in the state of every parameter."""
 
 
-def check_slots(optimizer: Optimizer, state: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Refuse the state of another kind of optimizer.
+def check_slots(
+    optimizer: Optimizer, state: Mapping[Any, Any], parameters: Mapping[Any, Any]
+) -> None:
+    """Refuse state that the optimizer cannot have, as that of another kind.
 
     Args:
         optimizer: The optimizer.
-        state: Saved state of its parameters.
+        state: Saved state by id.
+        parameters: Its parameters by the same ids.
 
     Raises:
-        ValueError: If there is a key that no slot of the optimizer has.
+        ValueError: If state belongs to no parameter, has a key that no slot of the
+            optimizer has, or holds what cannot be the slot or number of its name.
     """
+    strange = [key for key in state if key not in parameters]
     known = {STEP, *optimizer.state_variables(), *optimizer.active_slots()}
     known.update(optimizer.get_slot_names())
-    strange = {name for own in state.values() for name in own} - known
-    if strange and optimizer.active_slots():
-        raise ValueError(
-            message(
-                f"{type(optimizer).__name__}.load_state_dict",
-                f"state named {sorted(known)}",
-                f"{sorted(strange)}",
-                "Load it into an optimizer of the class that it was saved from.",
-            )
-        )
+    names = {name for own in state.values() for name in own} - known
+    expected, got = "", ""
+    if strange:
+        expected, got = "state of the parameters in its groups", f"that of {strange}"
+    elif names and optimizer.active_slots():
+        expected, got = f"state named {sorted(known)}", f"{sorted(names)}"
+    elif problems := _misfits(optimizer, state, parameters):
+        expected, got = "slots as its rule has them", "; ".join(problems)
+    if got:
+        where = f"{type(optimizer).__name__}.load_state_dict"
+        action = "Load it into an optimizer of the class that it was saved from."
+        raise ValueError(message(where, expected, got, action))
+
+
+def _misfits(
+    optimizer: Optimizer, state: Mapping[Any, Any], parameters: Mapping[Any, Any]
+) -> list[str]:
+    """What of the state of some parameters is no slot or number of its name."""
+    numbers = {STEP, *optimizer.state_variables()}
+    problems: list[str] = []
+    for key, own in state.items():
+        variable = handle_of(parameters[key])
+        for name, value in own.items():
+            is_tensor = isinstance(value, torch.Tensor)
+            if name in numbers:
+                is_good = value.numel() == 1 if is_tensor else _is_number(value)
+            else:
+                needed = _shape_needed(optimizer, name, variable)
+                is_good = is_tensor and needed in (None, tuple(value.shape))
+            if not is_good:
+                problems.append(f"{name!r} of {key!r}: {describe(value)}")
+    return problems
+
+
+def _shape_needed(
+    optimizer: Optimizer, name: str, variable: torch.Tensor
+) -> tuple[int, ...] | None:
+    """By declaration, or by the slot that is there; None if both say nothing."""
+    entry = optimizer._find(variable)
+    slot = None if entry is None else entry.slots.get(name)
+    shape = None if slot is None else tuple(slot.shape)
+    return shape if (said := optimizer.slot_shape(name, variable)) is None else said
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(plain_number(value), (int, float))
 
 
 def override_numbers(

@@ -317,8 +317,9 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave; no tensor is cast.
 
-        Where both sides have names, parameters are found by name. A hyperparameter
-        that is a schedule or callable stays so.
+        Where both sides have names and none occurs twice, parameters are found by
+        name, otherwise by position. A hyperparameter that is a schedule or callable
+        stays so.
 
         Args:
             state_dict: The saved state; it is copied.
@@ -336,12 +337,12 @@ class TorchFace(NumberedGroups, torch.optim.Optimizer):
         groups = copy.deepcopy(saved["param_groups"])
         match = match_parameters(where, self.param_groups, groups)
         check_shapes(where, saved["state"], match)
-        check_slots(self._wrapped, saved["state"])
+        check_slots(self._wrapped, saved["state"], match.parameters)
+        state = {match.parameters[k]: dict(own) for k, own in saved["state"].items()}
         formulas = [group.pop(TORCH_FORMULA, None) for group in match.groups]
         self._load_groups(match.groups)
         if formulas[0] is not None and has_torch_formula(self._wrapped):
             setattr(self._wrapped, TORCH_FORMULA, bool(formulas[0]))
-        state = {match.parameters[k]: dict(own) for k, own in saved["state"].items()}
         if state or self.state:
             self._replace_state(state)
         self._show_numbers()

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
+import pytest
 import torch
 
 import thalweg as tw
 from thalweg.interop.group_numbers import GroupNumber
-from thalweg.interop.slot_owner import forget, override_numbers, restore_slot
+from thalweg.interop.slot_owner import (
+    check_slots,
+    forget,
+    override_numbers,
+    restore_slot,
+)
 
 
 def built(optimizer: tw.Optimizer) -> list[tw.Variable]:
     variables = [tw.Variable([1.0]), tw.Variable([1.0])]
     optimizer.build(variables)
     return variables
+
+
+def refusal(text: str) -> Any:
+    return pytest.raises(ValueError, match=text)
 
 
 def step(optimizer: tw.Optimizer, variables: list[tw.Variable]) -> list[float]:
@@ -62,3 +75,39 @@ def test_what_is_forgotten_begins_anew() -> None:
     for variable in variables:
         variable.assign([1.0])
     assert step(optimizer, variables) == first
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({7: {}}, r"parameters in its groups; got that of \[7\]"),
+        ({0: {"exp_avg": torch.ones(2)}}, r"state named .*; got \['exp_avg'\]"),
+        ({0: {"m": 1.0}}, r"got 'm' of 0: 1.0 \(float\)"),
+        ({0: {"m": torch.ones(1)}}, r"got 'm' of 0: float32 tensor of shape \(1,\)"),
+        ({0: {"step": None}}, "got 'step' of 0: None"),
+        ({0: {"step": torch.ones(2)}}, "got 'step' of 0: float32 tensor"),
+        ({0: {"m": torch.ones(2), "step": 1}}, None),
+        ({0: {"v": torch.ones(2), "step": torch.ones(1)}}, None),
+    ],
+)
+def test_state_is_looked_at_before_it_is_taken(state: Any, text: str | None) -> None:
+    optimizer, variable = tw.optimizers.Adam(), tw.Variable([1.0, 2.0])
+    refused = contextlib.nullcontext() if text is None else refusal(text)
+    with refused:
+        check_slots(optimizer, state, {0: variable})
+
+
+def test_slots_made_by_hand_keep_their_shapes() -> None:
+    class ByHand(tw.Optimizer):
+        def _create_slots(self, var_list: Any) -> None:
+            for variable in var_list:
+                self.add_slot(variable, "pair", shape=(2,))
+
+        def _resource_apply_dense(self, grad: Any, var: Any, **_: Any) -> None:
+            var.assign_sub(grad)
+
+    optimizer, variable = ByHand("by_hand"), tw.Variable([1.0])
+    optimizer.build([variable])
+    check_slots(optimizer, {0: {"pair": torch.ones(2)}}, {0: variable})
+    with refusal("'pair' of 0"):
+        check_slots(optimizer, {0: {"pair": torch.ones(3)}}, {0: variable})

@@ -427,6 +427,44 @@ def test_state_of_another_class_or_shape_changes_nothing() -> None:
             assert torch.equal(after["state"][number][key], value)
 
 
+def in_two_groups(lr: float) -> tuple[torch.nn.Module, Any]:
+    """A model whose two groups name their parameters alike."""
+    torch.manual_seed(4)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    rates = zip(model, (lr, lr / 2), strict=True)
+    groups = [{"params": part.named_parameters(), "lr": rate} for part, rate in rates]
+    return model, as_torch("adam", groups)
+
+
+def test_groups_whose_names_are_alike_resume_to_the_bit() -> None:
+    (model, optimizer), (other_model, other) = in_two_groups(0.5), in_two_groups(0.25)
+    for number in range(2):
+        for held, owner in ((model, optimizer), (other_model, other)):
+            owner.zero_grad()
+            held(torch.full((2, 3), number + 1.0)).square().sum().backward()
+            owner.step()
+        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        other_model.load_state_dict(saved[0])
+        other.load_state_dict(saved[1])
+        assert [group["lr"] for group in other.param_groups] == [0.5, 0.25]
+        for ours, theirs in zip(
+            optimizer.state.values(), other.state.values(), strict=True
+        ):
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    "state", [{9: {}}, {0: {"m": 1.0}}, {0: {"m": torch.ones(1)}}, {0: {"step": None}}]
+)
+def test_state_that_does_not_fit_leaves_the_numbers_alone(state: Any) -> None:
+    (_, optimizer), (_, other) = in_two_groups(0.5), in_two_groups(0.25)
+    saved = {**optimizer.state_dict(), "state": state}
+    with pytest.raises(ValueError, match=r"Adam\.load_state_dict: expected"):
+        other.load_state_dict(saved)
+    assert [group["lr"] for group in other.param_groups] == [0.25, 0.125]
+    assert (other.wrapped.learning_rate, dict(other.state)) == (0.001, {})
+
+
 def test_no_tensor_is_cast() -> None:
     def start(slot_dtypes: Any) -> tuple[nn.Linear, TorchFace]:
         layer = nn.Linear(2, 2, bias=False, dtype=torch.bfloat16)
