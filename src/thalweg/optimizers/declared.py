@@ -27,7 +27,10 @@ __all__ = [
     "Declared",
     "checked_name",
     "checked_states",
-    "unique_name",
+    "declared_values",
+    "default_name",
+    "missing_attribute",
+    "unexpected_option",
     "unknown_hyperparameter",
 ]
 
@@ -42,7 +45,7 @@ class Declared:
 
     A class with declared hyperparameters or flags gets
     ``__init__(hyperparameters…, *, name=None, **options)``; an ``__init__`` of its
-    own wins. The order of ``update``'s arguments is checked here, when the class is
+    own wins, and that of `Optimizer` takes what is declared by keyword. The order of ``update``'s arguments is checked here, when the class is
     made.
     """
 
@@ -95,10 +98,6 @@ def _write_constructor(cls: type[Declared]) -> None:
             raise TypeError(f"{cls.__name__}: {error}. It takes {signature}.") from None
         bound.apply_defaults()
         values = dict(bound.arguments)
-        _refuse_parameters(cls.__name__, values.get("learning_rate"))
-        for name, field in cls._hypers_declared.items():
-            if field.takes_none and values[name] is None:
-                values[name] = field.default
         values.pop("self")
         name, options = values.pop("name"), values.pop("options")
         known = {**cls._hypers_declared, **cls._flags_declared}
@@ -132,8 +131,10 @@ def checked_name(where: str, name: Any) -> str | None:
     return name
 
 
-def unique_name(cls: type) -> str:
-    """The class name in snake case, numbered from its second use on."""
+def default_name(cls: type[Declared]) -> str:
+    """The class name; in snake case, numbered, if a class declares nothing."""
+    if cls._hypers_declared or cls._flags_declared:
+        return cls.__name__
     snake = re.sub(
         r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
     ).lower()
@@ -165,10 +166,76 @@ def checked_states(cls: type[Declared], given: Any) -> dict[str, Any]:
     return {name: plain_number(value) for name, value in given.items()}
 
 
-def unknown_hyperparameter(where: str, name: str, known: Iterable[str]) -> KeyError:
-    """An error about the name of a hyperparameter that an optimizer does not have."""
+def declared_values(cls: type[Declared], options: dict[str, Any]) -> dict[str, Any]:
+    """Values of what a class declares, taken out of a constructor's options.
+
+    Args:
+        cls: The class.
+        options: What a constructor was given by name; declared names leave it.
+
+    Returns:
+        Given values, then defaults. A hyperparameter that has neither is left out: an
+        ``__init__`` of the class's own may set it behind this.
+    """
+    hypers = cls._hypers_declared
+    known = {*hypers, *cls._flags_declared}
+    values = {name: options.pop(name) for name in [*options] if name in known}
+    _refuse_parameters(cls.__name__, values.get("learning_rate"))
+    if "learning_rate" in hypers and options.get("lr") is not None:
+        values["learning_rate"] = options["lr"]
+    for name, field in hypers.items():
+        is_none = field.takes_none and values.get(name, field) is None
+        if is_none or not (name in values or field.is_required):
+            values[name] = field.default
+    return values
+
+
+def unexpected_option(cls: type[Declared], name: str, options: Iterable[str]) -> str:
+    """What to do about a keyword that no constructor of a class takes."""
+    has_rate = "learning_rate" in cls._hypers_declared
+    if name == "learning_rate" and not cls._hypers_declared:
+        return (
+            "Declare it: learning_rate: tw.Hyper = tw.Hyper(default=0.01). Or call "
+            "self._set_hyper('learning_rate', learning_rate) behind super().__init__()."
+        )
+    known = [o for o in options if has_rate or o != "lr"]  # its old name alone
+    return nearest(name, (*cls._hypers_declared, *known))
+
+
+def unknown_hyperparameter(
+    cls: type[Declared], name: str, known: Iterable[str]
+) -> KeyError:
+    """An error about a hyperparameter that an optimizer of a class does not have."""
+    if name in cls._hypers_declared:
+        expected, got = f"a value of {name!r}", "none, and it has no default"
+        action = f"Set self.{name} in __init__, or pass {name}= to super().__init__."
+        return KeyError(message(cls.__name__, expected, got, action))
     expected = "the name of a hyperparameter"
-    return KeyError(message(where, expected, repr(name), nearest(name, known)))
+    return KeyError(message(cls.__name__, expected, repr(name), nearest(name, known)))
+
+
+def missing_attribute(optimizer: Declared, name: str) -> AttributeError:
+    """An error about an attribute that an optimizer does not have.
+
+    Args:
+        optimizer: The optimizer; its constructor may not have come so far.
+        name: Name of the attribute.
+    """
+    where = type(optimizer).__name__
+    if "_hyper" not in vars(optimizer):
+        action = "Call it there first; declared hyperparameters are set by it."
+        expected, got = "super().__init__(name) in its __init__", f"{name!r} before it"
+        return AttributeError(message(where, expected, got, action))
+    text = f"{where} has no attribute {name!r}."
+    if name.startswith("_"):
+        return AttributeError(text)
+    if hasattr(torch.optim.Optimizer, name) or name in ("param_groups", "state"):
+        return AttributeError(
+            f"{text} It is a name of torch's optimizers; tw.as_torch(optimizer, model) "
+            "has them, and this one is used through minimize or apply_gradients."
+        )
+    question = nearest(name, [n for n in dir(optimizer) if not n.startswith("_")])
+    return AttributeError(f"{text} {question}" if question.startswith("Did") else text)
 
 
 def _refuse_parameters(where: str, rate: Any) -> None:

@@ -12,9 +12,13 @@ import numpy as np
 import torch
 
 from thalweg import schedules
-from thalweg.errors import level_of_caller, message, nearest
+from thalweg.errors import level_of_caller, message
 from thalweg.optimizers.declarations import OPTION_BOUNDS, Hyper, Scale
-from thalweg.optimizers.declared import Declared, unknown_hyperparameter
+from thalweg.optimizers.declared import (
+    Declared,
+    missing_attribute,
+    unknown_hyperparameter,
+)
 from thalweg.optimizers.per_variable import Settings
 from thalweg.optimizers.scalar_table import ScalarTable
 from thalweg.optimizers.torch_formula import TORCH_FORMULA, flags_in_config
@@ -50,10 +54,9 @@ class HyperparameterAccess(Declared):
                 return self.hyper_in_force(key)
             if key == "weight_decay":
                 return None
-            raise AttributeError(
-                f"{type(self).__name__} has no attribute {name!r}."
-                + ("" if name.startswith("_") else self._advice_on(name))
-            )
+            if hyper and hasattr(type(self), name):  # what its getter lacks, it says
+                return object.__getattribute__(self, name)
+            raise missing_attribute(self, name)
 
         def __setattr__(self, name: str, value: Any) -> None:
             key = self._key_of(name)
@@ -76,23 +79,14 @@ class HyperparameterAccess(Declared):
         if "weight_decay" not in self._hyper:
             self._settings.refuse_scaled_decay(type(self).__name__)
 
-    def _advice_on(self, name: str) -> str:
-        if hasattr(torch.optim.Optimizer, name) or name in ("param_groups", "state"):
-            return (
-                " It is a name of torch's optimizers; tw.as_torch(optimizer, model) "
-                "has them, and this one is used through minimize or apply_gradients."
-            )
-        known = [n for n in dir(self) if not n.startswith("_")]
-        question = nearest(name, known)
-        return f" {question}" if question.startswith("Did") else ""
-
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.__dict__.get("_hyper", ())})
 
     def __repr__(self) -> str:
         if "_settings" not in self.__dict__:  # its constructor has not come so far
             return object.__repr__(self)
-        given = {n: self._hyper[n] for n in (*self._hypers_declared, *self._hyper)}
+        names = dict.fromkeys((*self._hypers_declared, *self._hyper))
+        given = {n: self._hyper[n] for n in names if n in self._hyper}
         given |= {n: f for n, f in self._flags.items() if f}
         given |= {"use_ema": True} if EMA_MOMENTUM in self._hyper else {}
         given |= {c: v for c in _CLIPS if (v := getattr(self, c)) is not None}
@@ -126,10 +120,21 @@ class HyperparameterAccess(Declared):
         whatever ``dtype`` asks for: rounding happens where it meets a tensor.
         """
         del dtype
-        value = self._hyper[name]
+        value = self._hyper.get(name)
         if isinstance(value, schedules.LearningRateSchedule):
             return value
         return self.hyper_in_force(name)
+
+    def _held(self, name: str) -> Any:
+        """A hyperparameter as it was set."""
+        if name not in self._hyper:
+            raise unknown_hyperparameter(type(self), name, self._hyper)
+        return self._hyper[name]
+
+    def _refuse_unset(self) -> None:
+        """Refuse a declared hyperparameter that an ``__init__`` has not set."""
+        for name in self._hypers_declared:
+            self._held(name)
 
     def _decayed_lr(self, dtype: torch.dtype | None = None) -> float:
         """The learning rate of the next step: schedule, then ``decay``."""
@@ -144,7 +149,7 @@ class HyperparameterAccess(Declared):
 
     def _serialize_hyperparameter(self, name: str) -> Any:
         """A hyperparameter as a value that JSON can hold."""
-        return self._as_plain(name, self._hyper[name])
+        return self._as_plain(name, self._held(name))
 
     def _as_plain(self, name: str, value: Any) -> Any:
         """What may be given for a hyperparameter, as a value that JSON can hold."""
@@ -173,7 +178,7 @@ class HyperparameterAccess(Declared):
             KeyError: If there is no such hyperparameter.
         """
         if name not in self._hyper:
-            raise unknown_hyperparameter(type(self).__name__, name, self._hyper)
+            raise unknown_hyperparameter(type(self), name, self._hyper)
         return self._number(name, self._hyper[name])
 
     def _number(self, name: str, value: Any, step: int | None = None) -> float:

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from thalweg import distribute
-from thalweg.errors import message, nearest
+from thalweg.errors import message
 from thalweg.gradients import GradientTape
 from thalweg.optimizers.accumulation import Sums
 from thalweg.optimizers.declarations import Hyper, HyperValue
-from thalweg.optimizers.declared import checked_name, unique_name
+from thalweg.optimizers.declared import (
+    checked_name,
+    declared_values,
+    default_name,
+    unexpected_option,
+)
 from thalweg.optimizers.hyperparameters import warn_lr_is_deprecated
 from thalweg.optimizers.inspection import Inspection
 from thalweg.optimizers.pairs import Pairs, check_pairs, filter_none, take_pairs
@@ -141,7 +146,7 @@ class Optimizer(Inspection):
         rounding_seed: InitVar[int | None] = None
 
     def __init__(self, name: str | None = None, **options: Any) -> None:
-        where = type(self).__name__
+        where, declared = type(self).__name__, declared_values(type(self), options)
         self._check_options(where, options)
         if options.get("lr") is not None:
             warn_lr_is_deprecated()
@@ -149,7 +154,7 @@ class Optimizer(Inspection):
         for attribute in _TABLES:
             set_plain(attribute, {})
         self._flags.update({n: f.default for n, f in self._flags_declared.items()})
-        self._name = checked_name(where, name) or unique_name(type(self))
+        self._name = checked_name(where, name) or default_name(type(self))
         self._slot_names, self._weights = [], []
         self._iterations, self._warned = None, set()
         self._plan, self._plan_rule, self._recognition = None, None, None
@@ -168,6 +173,8 @@ class Optimizer(Inspection):
             self._set_hyper("weight_decay", options["weight_decay"])
         has_strategy = distribute.has_strategy()
         self._strategy = distribute.get_strategy() if has_strategy else None
+        for key, value in declared.items():
+            setattr(self, key, value)
 
     def _construct(
         self,
@@ -177,11 +184,10 @@ class Optimizer(Inspection):
         values: dict[str, Any],
     ) -> None:
         """What a constructor written from declarations does."""
-        name = type(self).__name__ if name is None else name
-        Optimizer.__init__(self, name, **options)
-        if options.get("lr") is not None:
-            values["learning_rate"] = options["lr"]
-        for key, value in values.items():
+        declared = {*self._hypers_declared, *self._flags_declared}
+        own = {key: values.pop(key) for key in [*values] if key in declared}
+        Optimizer.__init__(self, name, **options, **own)
+        for key, value in values.items():  # what a subclass has as plain attributes
             setattr(self, key, value)
 
     def _check_options(self, where: str, options: Mapping[str, Any]) -> None:
@@ -190,7 +196,7 @@ class Optimizer(Inspection):
             if key not in _OPTIONS:
                 raise TypeError(
                     f"{where}: Unexpected keyword argument passed to optimizer: {key}. "
-                    + nearest(key, (*self._hypers_declared, *_OPTIONS))
+                    + unexpected_option(type(self), key, _OPTIONS)
                 )
             is_number = isinstance(value, (int, float)) and key not in _COUNTS
             if is_number and not value >= 0:

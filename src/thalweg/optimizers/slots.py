@@ -130,6 +130,7 @@ class SlotTable(HyperparameterAccess, Trackable):
         new = [v for v in var_list if self._entry(v).built_for != slots]
         if not new:
             return
+        self._refuse_unset()
         if self._settings.per_variable:
             self._match_patterns(var_list)
         self._create_slots([as_variable(v) for v in new])
