@@ -45,8 +45,8 @@ class Declared:
 
     A class with declared hyperparameters or flags gets
     ``__init__(hyperparameters…, *, name=None, **options)``; an ``__init__`` of its
-    own wins, and that of `Optimizer` takes what is declared by keyword. The order of ``update``'s arguments is checked here, when the class is
-    made.
+    own wins, and that of `Optimizer` takes what is declared by keyword. The order of
+    ``update``'s arguments is checked here, when the class is made.
     """
 
     _positional_options: tuple[str, ...] = ()

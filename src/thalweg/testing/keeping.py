@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from thalweg.state import Variable
 from thalweg.testing.report import NotApplicableError, expect
 from thalweg.testing.subject import (
     Subject,
+    another_value,
     expect_same_bits,
     expect_same_state,
     state_of,
@@ -28,13 +32,9 @@ __all__ = ["config_round_trip", "deepcopy", "pickled", "save_and_resume"]
 def config_round_trip(subject: Subject) -> str:
     """``from_config(get_config())``, through JSON, makes an equal optimizer."""
     optimizer = subject.make()
-    config = optimizer.get_config()
-    again = subject.cls.from_config(json.loads(json.dumps(config)))
-    expect(type(again) is subject.cls, f"from_config made a {type(again).__name__}")
-    other = again.get_config()
-    names = sorted(set(config) | set(other))
-    differing = [n for n in names if config.get(n) != other.get(n)]
-    expect(not differing, f"get_config differs after a round trip in {differing}")
+    again = _made_again(subject, optimizer)
+    lost = [text for one in _with_another_number(subject) if (text := _lost(*one))]
+    expect(not lost, f"get_config does not keep {', '.join(lost)}")
     if subject.holds_functions:
         return "through JSON; functions are no part of it"
     held, others = variables(), variables()
@@ -44,6 +44,47 @@ def config_round_trip(subject: Subject) -> str:
     what = "the optimizer from get_config() takes other steps"
     expect_same_bits(what, others, held)
     return "through JSON; the copy takes the same steps"
+
+
+def _made_again(subject: Subject, optimizer: Any) -> Any:
+    """What a class makes of the configuration of an optimizer, which must be alike."""
+    config = optimizer.get_config()
+    again = subject.cls.from_config(json.loads(json.dumps(config)))
+    expect(type(again) is subject.cls, f"from_config made a {type(again).__name__}")
+    other = again.get_config()
+    names = sorted(set(config) | set(other))
+    differing = [n for n in names if config.get(n) != other.get(n)]
+    expect(not differing, f"get_config differs after a round trip in {differing}")
+    return again
+
+
+def _with_another_number(subject: Subject) -> Iterator[tuple[Subject, str]]:
+    """The subject with each hyperparameter and flag in turn at another value.
+
+    A configuration that keeps nothing is not seen where all stand at their defaults.
+    """
+    optimizer, cls = subject.make(), subject.cls
+    named = inspect.signature(cls).parameters.keys() & optimizer._hyper.keys()
+    values = {
+        name: another_value(cls._hypers_declared.get(name), optimizer._hyper[name])
+        for name in dict.fromkeys([*cls._hypers_declared, *sorted(named)])
+    }
+    values |= {name: not getattr(optimizer, name) for name in cls._flags_declared}
+    for name, value in values.items():
+        if value is not None:
+            yield replace(subject, arguments={**subject.arguments, name: value}), name
+
+
+def _lost(subject: Subject, name: str) -> str:
+    """What has become of a number in a round trip; empty if it was kept."""
+    try:
+        optimizer = subject.make()
+    except (TypeError, ValueError):
+        return ""  # no argument of this constructor, or not beside the others
+    before, after = (
+        getattr(o, name) for o in (optimizer, _made_again(subject, optimizer))
+    )
+    return "" if before == after else f"{name}: {before} comes back as {after}"
 
 
 def deepcopy(subject: Subject) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from thalweg.optimizers import Optimizer
+from thalweg.optimizers import Hyper, Optimizer
 from thalweg.schedules import LearningRateSchedule
 from thalweg.state import IndexedSlices, Variable
 from thalweg.testing.report import expect
@@ -18,6 +18,7 @@ __all__ = [
     "SHAPES",
     "INEXACT_BOUND",
     "Subject",
+    "another_value",
     "error",
     "expect_close",
     "expect_same_bits",
@@ -88,6 +89,24 @@ class Subject:
         hypers = [h for h in made._hyper.values() if callable(h)]
         own = [h for h in hypers if not isinstance(h, LearningRateSchedule)]
         return bool(own or made.gradient_transformers or made.gradient_aggregator)
+
+
+def another_value(field: Hyper | None, value: Any) -> float | None:
+    """A number that a hyperparameter may have in place of another.
+
+    Args:
+        field: Its declaration; None where the class has none.
+        value: The number, or a schedule or callable.
+
+    Returns:
+        The number, near the other one; None if there is none, or none to replace.
+    """
+    if callable(value) and not isinstance(value, torch.Tensor):
+        return None
+    number, field = float(value), field or Hyper(default=0.0, low=0.0)
+    candidates = (0.5 * number, number + 0.25, number - 0.25, 2 * number, number + 1)
+    allowed = (c for c in candidates if c != number and field.allows(c))
+    return next(allowed, None)
 
 
 def variables(dtype: torch.dtype = torch.float32) -> list[Variable]:

@@ -61,6 +61,32 @@ class Configless(tw.Optimizer):
         var.assign_sub(grad * self._get_hyper("rate"))
 
 
+class Nameless(Momentum):
+    """Keeps nothing but a name in its configuration."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": "nameless"}
+
+
+class Flagless(Momentum):
+    """Leaves a flag out of its configuration."""
+
+    flipped: tw.Flag = tw.Flag(default=False)
+
+    def get_config(self) -> dict[str, Any]:
+        return {k: v for k, v in super().get_config().items() if k != "flipped"}
+
+
+class Uneven(Momentum):
+    """Has a clip that its configuration leaves out."""
+
+    def __init__(self, clipnorm: float | None = 0.01, **options: Any) -> None:
+        super().__init__(clipnorm=clipnorm, **options)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "clipnorm": 0.5}
+
+
 class Spilling(Configless):
     """Lets a gradient of one variable reach the next one."""
 
