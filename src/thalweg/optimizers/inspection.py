@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from thalweg.compiler import KernelKey, kernel_source
+from thalweg.compiler import KernelKey, Rule, kernel_source
 from thalweg.distribute import local_tensor
 from thalweg.errors import message
 from thalweg.optimizers.accumulating import Accumulating
 from thalweg.optimizers.slots import Entry
 from thalweg.state import name_of
+from thalweg.step import CLIPVALUE, GRADIENT_SCALE
 from thalweg.step.explain import Part, explain
 
 __all__ = ["Inspection"]
@@ -128,15 +129,38 @@ class Inspection(Accumulating):
             if entry.rows is not None:
                 yield self._rows(entry, name)
 
-    def _whole(self, entry: Entry, name: str = "") -> Part:
-        """The update of a variable with a dense gradient."""
-        transforms = self._folded_transforms([])
-        columns = transforms.columns if transforms is not None else ()
+    def _whole(
+        self, entry: Entry, name: str = "", columns: tuple[str, ...] | None = None
+    ) -> Part:
+        """The update of a variable with a dense gradient.
+
+        Args:
+            entry: What is kept for the variable.
+            name: Its name.
+            columns: Scalars of transforms in front of the rule where no plan says; by
+                default those of a step whose gradients are all dense.
+        """
+        rule = self._planned_rule()
+        if rule is None:
+            transforms = self._folded_transforms([]) if columns is None else None
+            folded = transforms.columns if transforms is not None else columns
+            rule = self._bound_rule(folded or ())
         var = local_tensor(entry.variable)
-        member = self._member(self._bound_rule(columns), entry, var)
+        member = self._member(rule, entry, var)
         in_use = {k.key for k in self._plan.kernels} if self._plan else set()
         found = (d for d in (var.dtype, *_OTHERS) if member.key(d) in in_use)
         return Part(name, member, next(found, var.dtype))
+
+    def _planned_rule(self) -> Rule | None:
+        """The rule of the plan in use; None if flags have been set since.
+
+        It has the scalars of clips only where these were part of its pass.
+        """
+        rule = self._plan_rule
+        if self._plan is None or rule is None:
+            return None
+        columns = tuple(n for n in (CLIPVALUE, GRADIENT_SCALE) if n in rule.scalars)
+        return rule if self._bound_rule(columns) is rule else None
 
     def _rows(self, entry: Entry, name: str = "") -> Part:
         """The update of a variable with a sparse gradient."""
@@ -144,7 +168,7 @@ class Inspection(Accumulating):
         member = self._member(self._bound_rule(), entry, var)
         mode, dtype = entry.rows or (self._row_mode(member), var.dtype)
         if mode == "exact" or mode == "decay":
-            return self._whole(entry, name)
+            return self._whole(entry, name, ())
         return Part(name, member, dtype, mode)
 
     def _example(self) -> Entry:

@@ -191,6 +191,46 @@ def test_a_variable_with_gradients_of_both_kinds_has_two_lines() -> None:
     assert ["a row" in line for line in lines[4:6]] == [False, True]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"global_clipnorm": 1.0},
+        {"clipvalue": 0.5},
+        {"clipnorm": 0.5, "nonfinite": "skip", "use_ema": True},
+        {"clipvalue": 0.5, "sparse_update": "exact"},
+    ],
+    ids=lambda options: ",".join(options),
+)
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_beside_rows_the_kernel_that_runs_is_shown(
+    options: dict[str, Any], steps: int, dtype: torch.dtype
+) -> None:
+    optimizer = tw.optimizers.SGD(0.1, **options)
+    weight = tw.Variable(torch.ones(12, dtype=torch.float64), name="weight")
+    table = tw.Variable(torch.ones(4, 2, dtype=torch.float64), name="table")
+    for _ in range(steps):
+        dense = torch.ones(12, dtype=dtype)
+        optimizer.apply_gradients([(dense, weight), (rows_of(3, 2, dtype), table)])
+    assert optimizer._plan is not None
+    planned = {kernel.key for kernel in optimizer._plan.kernels}
+    parts = list(optimizer._parts(optimizer._built()))
+    assert {part.key for part in parts if part.rows is None} == planned
+
+
+def test_after_a_flag_was_set_the_next_kernel_is_shown() -> None:
+    optimizer = tw.optimizers.SGD(0.1, momentum=0.5, clipvalue=0.5)
+    weight = tw.Variable(torch.ones(8))
+    optimizer.apply_gradients([(torch.ones(8), weight)])
+    before = [part.key for part in optimizer._parts(optimizer._built())]
+    optimizer.nesterov = True
+    after = [part.key for part in optimizer._parts(optimizer._built())]
+    assert before != after
+    optimizer.apply_gradients([(torch.ones(8), weight)])
+    assert optimizer._plan is not None
+    assert after == [kernel.key for kernel in optimizer._plan.kernels]
+
+
 def test_kernels_of_rows_of_several_widths_tell_the_range() -> None:
     optimizer = tw.optimizers.SGD()
     pairs = [(rows_of(3, w), tw.Variable(torch.ones(4, w))) for w in (2, 8)]
