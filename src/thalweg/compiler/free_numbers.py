@@ -154,7 +154,7 @@ def _reads(called: _Called) -> Iterator[tuple[int, _Read]]:
 
 
 def _itself(called: _Called) -> dict[str, Any]:
-    """The first argument of a method, unless that is a class or changes its name."""
+    """The first argument of a method and its name, unless that is a class."""
     function, owner = called
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     is_object = owner is not None and not isinstance(owner, type)
