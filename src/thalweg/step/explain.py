@@ -115,7 +115,8 @@ def explain(title: str, parts: Iterable[Part]) -> str:
     Returns:
         A table with a line for each part, then one for each kernel; a kernel is
         one launch. Times are bytes over the bandwidth that ``thalweg bench``
-        measured. Where only touched rows are updated, both are those of one row.
+        measured, and what a call costs is not in them. Where only touched rows are
+        updated, both are those of one row.
     """
     uses = [_use(part) for part in parts]
     if not uses:
@@ -246,7 +247,10 @@ def _source(use: _Use) -> str:
         return f"{unknown}; say `thalweg bench{commands[device.type]}`."
     rate, count = bandwidth.bytes_per_second / 1e9, bandwidth.threads
     threads = f", {count} thread{'s' if count > 1 else ''}" if count else ""
-    return f"Expected at {rate:.1f} GB/s, measured on {bandwidth.date}{threads}."
+    if count and torch.get_num_threads() != count:
+        threads += f" (now {torch.get_num_threads()})"
+    where = f"Expected at {rate:.1f} GB/s, measured on {bandwidth.date}{threads}"
+    return f"{where}; a call's own tens of µs come on top."
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -35,6 +35,19 @@ def explained(
     return explain(title, [Part(name, made, gradient) for name, made in members])
 
 
+@pytest.mark.parametrize(("now", "told"), [(2, ""), (4, " (now 4)"), (1, " (now 1)")])
+def test_what_times_leave_out_and_other_threads_are_told(
+    now: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now)
+    text = explained("SGD", ("a", member(rules.gradient_descent, 8)))
+    assert text.splitlines()[1] == (
+        f"Expected at 1.0 GB/s, measured on 2026-01-31, 2 threads{told}; "
+        "a call's own tens of µs come on top."
+    )
+
+
 def test_bytes_are_those_read_and_written() -> None:
     keep_bandwidth(Bandwidth(1e9, 2, "2026-01-31"))
     adam = member(rules.adam, 1000, 1000, 1000)
@@ -42,7 +55,7 @@ def test_bytes_are_those_read_and_written() -> None:
     lines = text.splitlines()
     # Three are read and written, the gradient is read: 7 × 4 bytes a number.
     assert lines[0] == "Adam: variables: 1, launches: 1, 28.0 kB, 28.00 µs"
-    assert lines[1] == "Expected at 1.0 GB/s, measured on 2026-01-31, 2 threads."
+    assert lines[1].startswith("Expected at 1.0 GB/s, measured on 2026-01-31, 2 thr")
     words = ["layer.weight", "1000", "adam", "adam", "#1", "28.0", "kB", "28.00", "µs"]
     assert lines[4].split() == words
     assert lines[-1].split()[0] == "adam"
@@ -113,7 +126,7 @@ def test_a_gpu_is_told_how_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     assert advice in explained("SGD", ("a", made))
     keep_bandwidth(Bandwidth(3e12, 0, "2026-01-31"), "Some GPU")
     text = explained("SGD", ("a", made))
-    assert "Expected at 3000.0 GB/s, measured on 2026-01-31.\n" in text
+    assert "Expected at 3000.0 GB/s, measured on 2026-01-31; a call's" in text
 
 
 def test_short_times_are_told_in_nanoseconds() -> None:
