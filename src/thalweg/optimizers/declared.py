@@ -166,21 +166,21 @@ def checked_states(cls: type[Declared], given: Any) -> dict[str, Any]:
     return {name: plain_number(value) for name, value in given.items()}
 
 
-def declared_values(cls: type[Declared], options: dict[str, Any]) -> dict[str, Any]:
+def declared_values(owner: type[Declared], options: dict[str, Any]) -> dict[str, Any]:
     """Values of what a class declares, taken out of a constructor's options.
 
     Args:
-        cls: The class.
+        owner: The class.
         options: What a constructor was given by name; declared names leave it.
 
     Returns:
         Given values, then defaults. A hyperparameter that has neither is left out: an
         ``__init__`` of the class's own may set it behind this.
     """
-    hypers = cls._hypers_declared
-    known = {*hypers, *cls._flags_declared}
+    hypers = owner._hypers_declared
+    known = {*hypers, *owner._flags_declared}
     values = {name: options.pop(name) for name in [*options] if name in known}
-    _refuse_parameters(cls.__name__, values.get("learning_rate"))
+    _refuse_parameters(owner.__name__, values.get("learning_rate"))
     if "learning_rate" in hypers and options.get("lr") is not None:
         values["learning_rate"] = options["lr"]
     for name, field in hypers.items():

@@ -77,10 +77,9 @@ class SlotTable(HyperparameterAccess, Trackable):
         """Number of applied steps, an int64 `Variable` of shape ()."""
         if self._iterations is None:
             with torch.device("cpu"):  # where it is read, whatever the default is
-                self._iterations = self.add_weight(
-                    "iter", dtype=torch.int64, trainable=False
-                )
-            self._weights.insert(0, self._iterations)
+                count = self.add_weight("iter", dtype=torch.int64, trainable=False)
+            self._iterations = count
+            self._weights.insert(0, count)
         return self._iterations
 
     @iterations.setter
