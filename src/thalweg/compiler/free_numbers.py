@@ -1,7 +1,8 @@
 """Find the numbers a rule takes from outside its arguments.
 
 Such a number would be frozen into the kernel: changing it later would change nothing,
-silently. So it is refused by name, and so is a bool.
+silently. So it is refused by name, and so is a bool, but for one that a function which
+makes rules was called with.
 """
 
 from __future__ import annotations
@@ -88,9 +89,10 @@ def free_numbers(function: Callable[..., Any]) -> Iterator[Outside]:
         for line, read in _reads(called):
             if _is_number(read.value):
                 is_bool = isinstance(read.value, (bool, np.bool_))
-                file = called.function.__code__.co_filename
-                if not (is_bool and _is_ours(called.function)):
-                    yield Outside(read.name, line, file, is_bool)
+                code = called.function.__code__
+                # A factory makes a rule for each bool; that of a module may change.
+                if not (is_bool and read.name in code.co_freevars):
+                    yield Outside(read.name, line, code.co_filename, is_bool)
             elif callable(read.value) or isinstance(read.value, _CLASSMETHOD):
                 waiting.append(_Called(read.value, read.owner))
 
@@ -108,7 +110,7 @@ def _is_searched(value: object) -> bool:
 
 
 def _is_ours(function: types.FunctionType) -> bool:
-    """Whether a function is the package's own, which makes one for each choice."""
+    """Whether a function is the package's own."""
     return _root(function.__globals__.get("__name__")) == _root(__name__)
 
 

@@ -17,9 +17,6 @@ from thalweg.step.explain import Part, explain
 
 __all__ = ["Inspection"]
 
-# Storage dtypes a gradient may have where it is not the variable's.
-_OTHERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 
 class Inspection(Accumulating):
     """The part of `Optimizer` that tells what a step does."""
@@ -149,9 +146,8 @@ class Inspection(Accumulating):
             rule = self._bound_rule(folded or ())
         var = local_tensor(entry.variable)
         member = self._member(rule, entry, var)
-        in_use = {k.key for k in self._plan.kernels} if self._plan else set()
-        found = (d for d in (var.dtype, *_OTHERS) if member.key(d) in in_use)
-        return Part(name, member, next(found, var.dtype))
+        dtype = self._plan.gradient_dtype(var) if self._plan else None
+        return Part(name, member, dtype or var.dtype)
 
     def _planned_rule(self) -> Rule | None:
         """The rule of the plan in use; None if flags have been set since.

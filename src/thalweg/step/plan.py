@@ -184,6 +184,11 @@ class Plan:
         """Whether all tensors are contiguous, so that only addresses change."""
         return self._is_plain and all(map(torch.Tensor.is_contiguous, gradients))
 
+    def gradient_dtype(self, variable: torch.Tensor) -> torch.dtype | None:
+        """The dtype of a variable's gradients; None if it is none of the plan's."""
+        found = zip(self.variables, self._dtypes, strict=True)
+        return next((dtype for known, dtype in found if known is variable), None)
+
     def load(
         self, gradients: Sequence[torch.Tensor], values: Mapping[str, np.ndarray]
     ) -> None:

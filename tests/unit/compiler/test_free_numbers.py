@@ -97,13 +97,23 @@ def test_modules_containers_and_functions_are_no_numbers() -> None:
 
 
 def test_a_bool_is_found_and_told_apart() -> None:
-    is_wide = np.bool_(True)
+    switches = {"wide": np.bool_(True)}
 
     def function(x: Any) -> Any:
-        return x * SWITCH if is_wide else x * CONSTANT
+        return x * SWITCH if switches["wide"] else x * CONSTANT
 
     found = {outside.name: outside.is_bool for outside in free_numbers(function)}
-    assert found == {"SWITCH": True, "is_wide": True, "CONSTANT": False}
+    assert found == {"SWITCH": True, "switches['wide']": True, "CONSTANT": False}
+
+
+def test_a_bool_that_a_factory_was_called_with_makes_another_function() -> None:
+    def factory(is_wide: bool) -> Any:
+        def function(x: Any) -> Any:
+            return x if is_wide else -x
+
+        return function
+
+    assert names(factory(True)) == names(factory(False)) == []
 
 
 def times(factor: Any) -> Any:
