@@ -201,10 +201,11 @@ class _Replay:
         self._places = Places(handles)
         self._writes = Writes(handles)
         gradients = _gradients(calls)
-        # Other data may lie where the old did, with other strides or of another type.
-        self._handles = handles
-        self._is_like = recognizer((*gradients, *handles))
-        self._kinds = list(map(_kind_of, (*gradients, *handles)))
+        # A variable's data may be laid out anew where they lie. Slots are not given
+        # others, and asking them too takes a tenth of a step.
+        self._variables = [_handle_of(given[0]) for *_, given in calls]
+        self._is_like = recognizer((*gradients, *self._variables))
+        self._kinds = list(map(_kind_of, (*gradients, *self._variables)))
         self._addresses = Addresses(len(gradients))
         self._apart = Apart(
             self._addresses, list(map(size_of, gradients)), map(extent, handles)
@@ -234,11 +235,11 @@ class _Replay:
         return True
 
     def _are_like(self, gradients: Sequence[Any]) -> bool:
-        if self._is_like(*gradients, *self._handles):
+        if self._is_like(*gradients, *self._variables):
             return True
         # What recognizes tensors asks for a closer look where modes of torch are on.
         return self._device.type != "cpu" and (
-            list(map(_kind_of, (*gradients, *self._handles))) == self._kinds
+            list(map(_kind_of, (*gradients, *self._variables))) == self._kinds
         )
 
     def _write_numbers(self, deeds: Sequence[Deed]) -> None:
