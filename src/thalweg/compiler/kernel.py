@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from thalweg.compiler.build import Library
@@ -168,12 +167,12 @@ class Kernel:
         """The compiled passes for work of a size; none with the interpreter."""
         return self._short if num_elements <= _SHORT_ELEMENTS else self._long
 
-    def partials(self, items: Table) -> Tensor:
+    def partials(self, items: Table) -> np.ndarray[Any, Any]:
         """Room for the partial results of one reading pass; threads share none."""
         lengths = _column(items, 3)
         chunks = int(((lengths + CHUNK - 1) // CHUNK).sum())
         wanted = max(chunks * max(map(len, self.totals)), 1)
-        return torch.empty(wanted, dtype=torch.float64, device="cpu")
+        return np.empty(wanted, dtype=np.float64)
 
     def bind_interpreter(
         self, tables: Sequence[Table], rows: Sequence[Table] = ()
@@ -204,16 +203,18 @@ class Launch:
         self.num_items = int(items.shape[0])
         self.num_elements = int(_column(items, 3).sum())
         tables = items, pointers, scalars
-        self._kept = *tables, *rows
+        self._kept: tuple[Table, ...] = (*tables, *rows)
         self._interpret: Callable[[Between | None], None] | None = None
         if kernel.backend == "interpreter":
             self._interpret = kernel.bind_interpreter(tables, rows)
         self._num_rows = int(scalars.shape[0])
         self._addresses = tuple(map(_address, tables))
         self._extra = tuple(map(_address, rows))
-        self._partials: Tensor | None = None
+        self._partials: int | None = None
         if kernel.backend == "c" and kernel.num_passes > 1:
-            self._partials = kernel.partials(items)
+            partials = kernel.partials(items)
+            self._kept += (partials,)
+            self._partials = _address(partials)
 
     def __call__(self, num_threads: int, between: Between | None = None) -> None:
         """Run all passes.
@@ -239,7 +240,7 @@ class Launch:
         )
         for number, reading in enumerate(functions[:-1]):
             if self._partials is not None:
-                reading(*arguments, self._partials.data_ptr())
+                reading(*arguments, self._partials)
             if between is not None:
                 between(number)
         functions[-1](*arguments, *self._extra)

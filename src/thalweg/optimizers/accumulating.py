@@ -17,7 +17,7 @@ from typing import Any, Self, dataclass_transform
 import torch
 from typing_extensions import override
 
-from thalweg.distribute import local_tensor, world_size
+from thalweg.distribute import world_size
 from thalweg.distribute.wrapped import reduced_elsewhere
 from thalweg.errors import message
 from thalweg.optimizers.accumulation import (
@@ -138,9 +138,7 @@ class Accumulating(Applying):
             return
         self._values = self.values_in_force()
         entries = list(self._entries.values())
-        for entry in entries:
-            var = local_tensor(entry.variable).detach()
-            self._average(entry, var, self._numbers(entry.setting))
+        self._move_averages(entries)
         if self._settings.ema_overwrite_frequency != 1:
             return  # a cycle's calls count as one step, which its last one takes
         variables = [entry.variable for entry in entries]

@@ -16,6 +16,7 @@ from thalweg.distribute import is_distributed, local_tensor
 from thalweg.distribute.shards import whole_of
 from thalweg.errors import message
 from thalweg.optimizers.absent_slots import without_slots
+from thalweg.optimizers.averages import FOLLOWING
 from thalweg.optimizers.declared import checked_states
 from thalweg.optimizers.rounding import StochasticRounding
 from thalweg.optimizers.slots import Entry
@@ -44,6 +45,10 @@ __all__ = ["RuleApplication"]
 KerasSparse = Literal["rows", "sequence", "exact", "decay"]
 """Only touched rows, duplicates summed or one by one; the dense update with zero rows;
 or that for the slots, while only touched rows of the variable move."""
+
+
+_DECAY = Rule.of(decoupled_weight_decay)
+_DECAY_NUMBERS = {"lr": "learning_rate", "weight_decay": WEIGHT_DECAY}
 
 
 class RuleApplication(StochasticRounding):
@@ -339,18 +344,32 @@ class RuleApplication(StochasticRounding):
         launch_rows(update, {}, [member.var], rows, {}, "sequence")
         if kept is not None:
             entry.slots[EMA].detach().copy_(kept)
-        self._follow(entry, member.var, self._numbers(member.setting))
+        if self.use_ema:
+            numbers = {"momentum": self._numbers(member.setting)[EMA_MOMENTUM]}
+            average = local_tensor(entry.slots[EMA])
+            launch_dense(FOLLOWING, {}, [average, member.var.detach()], numbers)
+        self._refresh_copies([entry.variable])
 
     def _decay_weights(self, var: Any, grad: Any) -> None:
         """Decoupled weight decay for a class that applies gradients by hand."""
         numbers = self._numbers(self._built_entry(var).setting)
         if not numbers.get(WEIGHT_DECAY):
             return
-        rule = Rule.of(decoupled_weight_decay)
-        rate = numbers.get("learning_rate", 1.0)
-        own = {"lr": rate, "weight_decay": numbers[WEIGHT_DECAY]}
+        own = {n: numbers.get(of, 1.0) for n, of in _DECAY_NUMBERS.items()}
         handle = handle_of(var)
         if isinstance(grad, IndexedSlices):
-            launch_rows(rule, {}, [handle], grad, own, "sum")
+            launch_rows(_DECAY, {}, [handle], grad, own, "sum")
         else:
-            launch_dense(rule, {}, [handle, grad], own)
+            launch_dense(_DECAY, {}, [handle, grad], own)
+
+    def _decay_entries(
+        self, entries: Sequence[Entry], gradients: Sequence[torch.Tensor]
+    ) -> None:
+        """The same for many variables with dense gradients, in one launch."""
+        rates, ones = self._values[WEIGHT_DECAY], np.ones(len(self._table))
+        pairs = zip(entries, gradients, strict=True)
+        chosen = [(e, grad) for e, grad in pairs if rates[e.setting]]
+        written = [e.variable for e, _ in chosen]
+        given = written, [grad for _, grad in chosen], [e.setting for e, _ in chosen]
+        own = {n: self._values.get(of, ones) for n, of in _DECAY_NUMBERS.items()}
+        self._pass_of(_DECAY)(*given, own)

@@ -11,7 +11,6 @@ from typing_extensions import override
 
 from thalweg.compiler import Rule
 from thalweg.compiler.triton_tables import is_capturing
-from thalweg.distribute import local_tensor
 from thalweg.gradients.loss_scale import NOT_SCALED
 from thalweg.optimizers.gradient_hooks import GradientHooks
 from thalweg.optimizers.known_numbers import KnownNumbers
@@ -20,8 +19,8 @@ from thalweg.optimizers.pairs import Pairs, check_pairs
 from thalweg.optimizers.recognizing import Recognizing
 from thalweg.optimizers.slots import Entry
 from thalweg.optimizers.sparse_replay import SparseReplay
+from thalweg.optimizers.step_count import has_counted
 from thalweg.optimizers.whole_rows import HeldRows, Located
-from thalweg.rules.moving_average import moving_average
 from thalweg.state import (
     IndexedSlices,
     Variable,
@@ -72,6 +71,8 @@ class Applying(Recognizing):
 
     def _finish(self, pairs: Pairs) -> None:
         """What follows the update: averages, constraints, states, the count."""
+        if self._applies_by_hand and (self.use_ema or self._has_copies):
+            self._follow([self._entries[id(variable)] for _, variable in pairs])
         if len(pairs) < len(self._entries) and self.use_ema:
             self._average_others({id(variable) for _, variable in pairs})
         overwrites = self._settings.ema_overwrite_frequency is not None
@@ -93,24 +94,14 @@ class Applying(Recognizing):
         Args:
             taken: The `id` of each variable that the step has updated.
         """
+        entries = self._entries.values()
+        others = [e for e in entries if EMA in e.slots and id(e.variable) not in taken]
         clock = self._clock
-        is_counted = clock is not None and clock.is_ahead and clock.is_over
-        known = clock.last_scalars if clock is not None and is_counted else {}
-        for variable in self._averaged():
-            if id(variable) in taken:
-                continue
-            entry = self._entries[id(variable)]
-            var, numbers = local_tensor(variable).detach(), self._numbers(entry.setting)
-            if var.is_cpu:
-                self._average(entry, var, numbers)
-                continue
-            average = local_tensor(entry.slots[EMA]).detach()
-            momentum: Any = numbers[EMA_MOMENTUM]
-            if EMA_MOMENTUM in known:
-                momentum = known[EMA_MOMENTUM][entry.setting]
-            wide = torch.promote_types(average.dtype, torch.float32)
-            new = moving_average(average.to(wide), var.to(wide), momentum=momentum)
-            average.copy_(self._where_applied(new.to(average.dtype), average))
+        if clock is None or not has_counted(clock):
+            self._move_averages(others)
+            return
+        known, applies = clock.last_scalars.get(EMA_MOMENTUM), clock.was_applied
+        self._move_averages(others, momentum=known, applies=applies)
 
     # -- what the step before has found ---------------------------------------
 
@@ -306,7 +297,8 @@ class Applying(Recognizing):
             plan = earlier.take(rule, components, grads, owns_rows=owns_rows)
         if plan is None:
             members = [self._member(rule, entry, c) for entry, c, _ in dense]
-            plan = Plan(self._name, members, grads, owns_rows=owns_rows)
+            later = self._kernels_of_averages() if self.use_ema else ()
+            plan = Plan(self._name, members, grads, owns_rows=owns_rows, later=later)
         self._plan, self._plan_rule = plan, rule
         return plan
 

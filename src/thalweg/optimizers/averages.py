@@ -6,21 +6,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from typing_extensions import override
 
-from thalweg.compiler import Rule
+from thalweg.compiler import KernelKey, Rule
 from thalweg.distribute import local_tensor
 from thalweg.errors import message
 from thalweg.optimizers.declarations import SLOTS_OF_OPTIONS, Slot, plain_number
+from thalweg.optimizers.rule_pass import RulePass
 from thalweg.optimizers.slots import Entry, SlotTable
 from thalweg.rules.moving_average import moving_average
-from thalweg.state import handle_of
-from thalweg.step import EMA, EMA_MOMENTUM, LOW_PRECISION_COPY, launch_dense
+from thalweg.step import EMA, EMA_MOMENTUM, LOW_PRECISION_COPY
 
-__all__ = ["Averages"]
+__all__ = ["FOLLOWING", "Averages"]
 
-_MOMENTUM = 0.99
+_DEFAULT_MOMENTUM = 0.99
+FOLLOWING = Rule.of(moving_average)
+"""How an average follows its variable."""
+(_MOMENTUM,) = FOLLOWING.scalars
 _FOLLOWS = Slot(initial="var")
 
 
@@ -28,6 +32,7 @@ class Averages(SlotTable):
     """The part of `Optimizer` that keeps averages and copies of the variables."""
 
     _averages_in_use: bool = False
+    _values: Mapping[str, np.ndarray]
     _momentum_kept: Any = None
 
     def _construct_averages(self, options: Mapping[str, Any]) -> None:
@@ -46,7 +51,9 @@ class Averages(SlotTable):
                     "Pass use_ema=True, or leave it out.",
                 )
             )
-        self._set_hyper(EMA_MOMENTUM, _MOMENTUM if momentum is None else momentum)
+        self._set_hyper(
+            EMA_MOMENTUM, _DEFAULT_MOMENTUM if momentum is None else momentum
+        )
         if not use_ema:  # checked, and as in Keras 3 kept without use
             self._momentum_kept = self._hyper.pop(EMA_MOMENTUM)
             self._settings.ema_overwrite_frequency = None
@@ -65,7 +72,7 @@ class Averages(SlotTable):
         config, kept = super().get_config(), self._momentum_kept
         if self.use_ema:
             config["use_ema"] = True
-        elif kept not in (None, _MOMENTUM):
+        elif kept not in (None, _DEFAULT_MOMENTUM):
             config[EMA_MOMENTUM] = self._as_plain(EMA_MOMENTUM, kept)
         return config
 
@@ -201,20 +208,55 @@ class Averages(SlotTable):
             for entry in map(self._entry, variables):
                 entry.slots[LOW_PRECISION_COPY].copy_(entry.variable)
 
-    def _follow(
-        self, entry: Entry, component: Any, numbers: Mapping[str, float]
-    ) -> None:
-        """Average and copy what a class of the Keras 2 kind has written."""
-        self._average(entry, handle_of(component).detach(), numbers)
-        self._refresh_copies([entry.variable])
+    def _follow(self, entries: Sequence[Entry]) -> None:
+        """Average and copy what something else than a step's own kernels has written.
 
-    def _average(
-        self, entry: Entry, var: torch.Tensor, numbers: Mapping[str, float]
-    ) -> None:
+        Args:
+            entries: What is kept for each variable that was written.
+        """
         if self.use_ema:
-            average = local_tensor(entry.slots[EMA])
-            momentum = {"momentum": numbers[EMA_MOMENTUM]}
-            launch_dense(Rule.of(moving_average), {}, [average, var], momentum)
+            self._move_averages(entries)
+        self._refresh_copies([entry.variable for entry in entries])
+
+    def _move_averages(
+        self,
+        entries: Sequence[Entry],
+        *,
+        momentum: torch.Tensor | None = None,
+        applies: torch.Tensor | None = None,
+    ) -> None:
+        """Let averages follow variables, in one launch.
+
+        Args:
+            entries: What is kept for each variable; each has an average.
+            momentum: Shape (settings,), on a device, where that knows better.
+            applies: Shape (), bool, on that device: whether anything moves at all.
+        """
+        values = {_MOMENTUM: self._values[EMA_MOMENTUM]}
+        known = None if momentum is None else {_MOMENTUM: momentum}
+        averages, variables = _averages_of(entries)
+        settings = [e.setting for e in entries]
+        given = averages, variables, settings, values
+        self._pass_of(FOLLOWING)(*given, on_device=known, applies=applies)
+
+    def _kernels_of_averages(self) -> list[KernelKey]:
+        """What averages need in steps that do not update all variables."""
+        entries = [e for e in self._entries.values() if EMA in e.slots]
+        return self._pass_of(FOLLOWING).keys(*_averages_of(entries))
+
+    def _pass_of(self, rule: Rule) -> RulePass:
+        """The pass of a rule beside the update; made once."""
+        passes = self.__dict__.setdefault("_passes", {})
+        if rule.name not in passes:
+            passes[rule.name] = RulePass(self._name, rule)
+        return passes[rule.name]
+
+
+def _averages_of(
+    entries: Sequence[Entry],
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The averages, and the variables that they follow."""
+    return [e.slots[EMA] for e in entries], [e.variable for e in entries]
 
 
 @torch.no_grad()

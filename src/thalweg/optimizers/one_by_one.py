@@ -25,7 +25,8 @@ from thalweg.state import (
     handle_of,
 )
 from thalweg.step import Batch, Plan, Recognition, inside_step
-from thalweg.step.bulk import Places
+from thalweg.step.bulk import Addresses, Apart, Places
+from thalweg.step.overlaps import extent
 
 __all__ = ["Known", "OneByOne"]
 
@@ -75,6 +76,16 @@ def _takes_state_third(hook: Callable[..., Any]) -> bool:
         and third.name == "apply_state"
         and third.kind is third.POSITIONAL_OR_KEYWORD
     )
+
+
+def _lie_apart(
+    variables: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+) -> bool:
+    """Whether no gradient lies in a variable, which is written before it is read."""
+    addresses = Addresses(len(gradients))
+    addresses.read(list(gradients))
+    sizes = [stop - start for start, stop in map(extent, gradients)]
+    return bool(Apart(addresses, sizes, map(extent, variables)))
 
 
 class OneByOne(GradientHooks, Keras2Protocol):
@@ -127,9 +138,9 @@ class OneByOne(GradientHooks, Keras2Protocol):
     def _apply_known(self, known: Known) -> None:
         """Call the override for each variable of a step like the one before."""
         apply_state = self._prepare(self._examples_of(known))
-        follows = self.use_ema or self._has_copies or self._has_decay
+        is_to_decay = self._has_decay and not self._decay_at_once(known)
         with inside_step(self._raw_batch if self.batch_raw_ops else None):
-            if follows or self._recognition is None:
+            if self._recognition is None or is_to_decay:
                 for gradient, variable in zip(*known, strict=True):
                     entry = self._entries[id(variable)]
                     component = as_variable(variable)
@@ -140,6 +151,15 @@ class OneByOne(GradientHooks, Keras2Protocol):
                     self._call_override(known[0], views, apply_state)
         if self._recognition is not None:
             self._recognition.gradients = None  # Their memory may be needed.
+
+    def _decay_at_once(self, known: Known) -> bool:
+        """Decay all variables before the first is updated; False if that shows."""
+        gradients, variables = known
+        if self._recognition is None or not _lie_apart(variables, gradients):
+            return False
+        entries = [self._entries[id(variable)] for variable in variables]
+        self._decay_entries(entries, gradients)
+        return True
 
     def _call_override(
         self, gradients: Sequence[Any], views: Sequence[Variable], apply_state: Any
@@ -206,19 +226,15 @@ class OneByOne(GradientHooks, Keras2Protocol):
         if self._applies_by_hand:
             self._decay_weights(component, grad)
         if isinstance(grad, IndexedSlices):
-            result = self._resource_apply_sparse_duplicate_indices(
+            return self._resource_apply_sparse_duplicate_indices(
                 grad.values,
                 component,
                 grad.indices,
                 **self._state_for("sparse", apply_state),
             )
-        else:
-            result = self._resource_apply_dense(
-                grad, component, **self._state_for("dense", apply_state)
-            )
-        if self._applies_by_hand:
-            self._follow(entry, component, self._numbers(entry.setting))
-        return result
+        return self._resource_apply_dense(
+            grad, component, **self._state_for("dense", apply_state)
+        )
 
     # -- checks ---------------------------------------------------------------
 

@@ -35,7 +35,7 @@ _TABLES = "_hyper", "_flags", "_entries", "_shards", "_values", "_bound", "_labe
 _NOT_COPIED = (
     *("_shards", "_values", "_plan", "_plan_rule", "_bound"),
     *("_recognition", "_raw_batch", "_replay", "_errors"),
-    *("_earlier", "_absent"),
+    *("_earlier", "_absent", "_passes"),
 )
 _OPTIONS = (
     *("lr", "decay", "clipvalue", "clipnorm", "global_clipnorm", "weight_decay"),

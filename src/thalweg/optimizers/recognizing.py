@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from typing_extensions import override
+
 from thalweg.compiler import Rule
 from thalweg.optimizers.one_by_one import Known
 from thalweg.optimizers.plans import Absent, EarlierSteps
@@ -80,6 +83,15 @@ class Recognizing(WholeRows):
             self._plan_rule, self._plan = replay.rule, replay.plan
             replay.plan.write_beside(replay.written)
         return tuple([gradient for gradient, _ in pairs]), variables
+
+    @override
+    def _match_patterns(self, var_list: Sequence[torch.Tensor]) -> None:
+        entries = list(map(self._entry, var_list))
+        settings = [entry.setting for entry in entries]
+        super()._match_patterns(var_list)
+        if [entry.setting for entry in entries] != settings:  # a name became known
+            self.__dict__.update(_plan=None, _plan_rule=None, _replay=None)
+            self.__dict__.update(_earlier=None, _passes={})
 
     def _earlier_steps(self) -> EarlierSteps:
         if self._earlier is None:

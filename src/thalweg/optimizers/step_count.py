@@ -24,7 +24,7 @@ from thalweg.step.device_kernel import has_device_kernels
 from thalweg.step.device_rows import kernels_check_rows
 from thalweg.step.transforms import leave_to_device
 
-__all__ = ["StepCount"]
+__all__ = ["StepCount", "has_counted"]
 
 
 class _Clocks:
@@ -122,7 +122,7 @@ class StepCount(OneByOne):
         """Count the step that was taken, unless the device has."""
         clocks, clock = self._clocks, self._clock
         self._is_applied = True
-        if clocks is None or clock is None or not _has_counted(clock):
+        if clocks is None or clock is None or not has_counted(clock):
             self.iterations.add_(1)
             return
         clock.is_over = False
@@ -135,7 +135,7 @@ class StepCount(OneByOne):
     @override
     def _advance_states(self) -> None:
         clock = self._clock
-        if not self._states or clock is None or not _has_counted(clock):
+        if not self._states or clock is None or not has_counted(clock):
             super()._advance_states()
             self._show_states(clock)
             return
@@ -160,7 +160,7 @@ class StepCount(OneByOne):
     @override
     def _is_due(self, frequency: int) -> bool | torch.Tensor:
         clock = self._clock
-        if clock is None or not _has_counted(clock):
+        if clock is None or not has_counted(clock):
             return super()._is_due(frequency)
         is_due = clock.iterations % frequency == 0
         return is_due if clock.was_applied is None else is_due & clock.was_applied
@@ -360,7 +360,7 @@ class StepCount(OneByOne):
     def _where_applied(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         """What follows a step, or what was there if the device has left it out."""
         clock = self._clock
-        if clock is None or not _has_counted(clock) or clock.was_applied is None:
+        if clock is None or not has_counted(clock) or clock.was_applied is None:
             return new
         return torch.where(clock.was_applied, new, old)
 
@@ -378,8 +378,12 @@ class StepCount(OneByOne):
             )
 
 
-def _has_counted(clock: DeviceClock) -> bool:
-    """Whether the device has counted the step under way."""
+def has_counted(clock: DeviceClock) -> bool:
+    """Whether the device has counted the step under way.
+
+    Args:
+        clock: Of the optimizer.
+    """
     return clock.is_ahead and clock.is_over
 
 

@@ -78,7 +78,8 @@ class DeviceClip(ClipFactors):
     ) -> None:
         # All that is asked of a kernel is its columns and `bind`.
         kernel: Any = DeviceKernel(clip_key(clipnorm, global_clipnorm), squared.device)
-        super().__init__(kernel, squared, clipnorm, global_clipnorm)
+        scales = torch.ones_like(squared)
+        super().__init__(kernel, squared, scales, clipnorm, global_clipnorm)
         self._bound = cast("DeviceLaunch", cast("object", self._launch))
 
     @override

@@ -147,6 +147,7 @@ class ClipFactors:
     Args:
         kernel: That of `clip_key`, where the norms are.
         squared: Shape (gradients,), float64: where the squared norms will be.
+        scales: The same: where the factors will be.
         clipnorm: Largest norm of each gradient, or None.
         global_clipnorm: Largest norm of all of them together, or None.
     """
@@ -155,11 +156,12 @@ class ClipFactors:
         self,
         kernel: Kernel,
         squared: torch.Tensor,
+        scales: torch.Tensor,
         clipnorm: float | None,
         global_clipnorm: float | None,
     ) -> None:
         self._squared = squared  # kept alive: the kernel knows its address
-        self._scales = torch.ones_like(squared)
+        self._scales = scales
         items = np.array([[0, 0, 0, squared.numel(), 0]], dtype=np.int64)
         places = [self._scales.data_ptr(), squared.data_ptr()]
         self._pointers = np.array([places], dtype=np.int64)
@@ -211,10 +213,10 @@ class HostClip(ClipFactors):
         self, count: int, clipnorm: float | None, global_clipnorm: float | None
     ) -> None:
         (kernel,) = compile_rules([clip_key(clipnorm, global_clipnorm)])
-        self._norms = np.zeros(count, dtype=np.float64)
+        self._norms, self._factors = np.zeros(count), np.ones(count)
         norms = torch.as_tensor(self._norms, device="cpu")
-        super().__init__(kernel, norms, clipnorm, global_clipnorm)
-        self._factors: np.ndarray = self._scales.numpy()
+        factors = torch.as_tensor(self._factors, device="cpu")
+        super().__init__(kernel, norms, factors, clipnorm, global_clipnorm)
 
     def of(self, squared: np.ndarray, unscale: float = 1.0) -> np.ndarray:
         """Compute the factors.

@@ -41,6 +41,8 @@ def shares_elements(tensor: torch.Tensor) -> bool:
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
     """Where the memory of a strided tensor begins, and where it ends, gaps included."""
     start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return start, start + tensor.nbytes if start else start
     if not (start and tensor.numel()):
         return start, start
     return start, start + _extent(_axes(tensor), tensor.itemsize)

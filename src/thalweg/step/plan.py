@@ -60,6 +60,7 @@ class Plan:
         members: The variables, in the order of the gradients.
         gradients: Gradients of the first step, of the variables' shapes.
         owns_rows: Whether gradients are scaled one by one, not all alike.
+        later: Kernels of the CPU that later steps may need; compiled with its own.
 
     Raises:
         TraceError: If a rule cannot be compiled.
@@ -75,6 +76,7 @@ class Plan:
         gradients: Sequence[torch.Tensor],
         *,
         owns_rows: bool = False,
+        later: Sequence[KernelKey] = (),
     ) -> None:
         check_step(where, members, gradients)
         self.variables = [m.var for m in members]
@@ -99,7 +101,7 @@ class Plan:
         on_cpu = [d.type == "cpu" for d in self._devices]
         has_kernel = [d.type == "cpu" or has_device_kernels(d) for d in self._devices]
         self._groups = [
-            *_groups(members, gradients, on_cpu, owns_rows=owns_rows),
+            *_groups(members, gradients, on_cpu, later, owns_rows=owns_rows),
             *device_groups(members, gradients, owns_rows=owns_rows),
         ]
         self._on_devices = [g for g in self._groups if isinstance(g, DeviceGroup)]
@@ -327,8 +329,12 @@ class Plan:
         self._folds[key].limit(clipnorm, common)
         return self._folds[key]
 
-    def _write_apply(self, applies: torch.Tensor) -> None:
-        """Let the device decide whether the next launches change anything."""
+    def write_apply(self, applies: torch.Tensor) -> None:
+        """Let the device decide whether the next launches change anything.
+
+        Args:
+            applies: Shape (), bool, on the device.
+        """
         for group in self._on_devices:
             group.write_apply(applies)
 
@@ -344,7 +350,7 @@ class Plan:
         clock = self.clock or self._own_clock
         verdict = None if clock is None else clock.verdict
         if verdict is not None:
-            self._write_apply(verdict)
+            self.write_apply(verdict)
         for group in self._groups:
             group.run(num_threads)
         self._written.count()
@@ -373,6 +379,7 @@ def _groups(
     members: Sequence[Member],
     gradients: Sequence[torch.Tensor],
     on_cpu: Sequence[bool],
+    later: Sequence[KernelKey],
     *,
     owns_rows: bool,
 ) -> list[Group]:
@@ -380,7 +387,7 @@ def _groups(
     for i, member in enumerate(members):
         if on_cpu[i]:
             positions.setdefault(member.key(gradients[i].dtype), []).append(i)
-    kernels = compile_rules(positions)
+    kernels = compile_rules([*positions, *later])[: len(positions)]
     return [
         Group(kernel, [members[i] for i in chosen], chosen, owns_rows=owns_rows)
         for kernel, chosen in zip(kernels, positions.values(), strict=True)

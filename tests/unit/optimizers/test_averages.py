@@ -9,6 +9,8 @@ import torch
 
 import thalweg as tw
 from tests.unit.step.pretended_device import DEVICE, pretended_device
+from thalweg.compiler import compilation
+from thalweg.testing.steady import new_kernels
 
 RATE, MOMENTUM = 0.5, 0.75
 
@@ -156,3 +158,53 @@ def test_on_a_device_nothing_waits_for_it(nonfinite: Any) -> None:
             found.append(averages(optimizer, variables))
     assert found[0] == found[1]
     assert found[0][1] > 2.0
+
+
+class Batched(tw.Optimizer):
+    """Updates by raw ops that are launched together."""
+
+    batch_raw_ops = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("Batched", **options)
+        self._set_hyper("learning_rate", RATE)
+
+    def _resource_apply_dense(
+        self, grad: Any, var: Any, apply_state: Any = None
+    ) -> None:
+        del apply_state
+        tw.raw_ops.ResourceApplyGradientDescent(var=var.handle, alpha=RATE, delta=grad)
+
+
+@pytest.mark.parametrize("make", [ByHand, Batched])
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_copies_and_averages_are_of_this_step(make: Any, use_ema: bool) -> None:
+    a, b = variables = held()
+    options: Any = {"use_ema": True, "ema_momentum": MOMENTUM} if use_ema else {}
+    optimizer = make(low_precision_copy="bfloat16", **options)
+    expected: dict[int, float] = {}
+    for _ in range(4):  # the first one is not like one before it
+        optimizer.apply_gradients([(torch.ones(3), v) for v in (a, b)])
+        for variable in variables:
+            copy = optimizer.get_slot(variable, "low_precision_copy")
+            assert torch.equal(copy, variable.detach().bfloat16())
+            now, old = variable[0].item(), expected.get(id(variable))
+            kept = MOMENTUM if old is not None else 0.0
+            expected[id(variable)] = kept * (old or 0.0) + (1 - kept) * now
+            if use_ema:
+                assert averages(optimizer, [variable]) == [expected[id(variable)]]
+
+
+@pytest.mark.parametrize("options", [{}, {"slot_dtypes": {"average": "bfloat16"}}])
+def test_the_first_step_compiles_for_steps_over_fewer(
+    options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "_KERNELS", {})
+    variables = [*held(), torch.nn.Parameter(torch.ones(3, dtype=torch.float64))]
+    optimizer = tw.optimizers.AdamW(use_ema=True, global_clipnorm=1.0, **options)
+    pairs = [(torch.ones_like(v), v) for v in variables]
+    optimizer.apply_gradients(pairs)
+    for chosen in (pairs[:1], pairs[1:], pairs[2:], pairs[:2]):
+        with new_kernels() as names:
+            optimizer.apply_gradients(chosen)
+        assert names == []

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import thalweg as tw
+from thalweg.state import set_name
 
 
 class ByHand(tw.OptimizerV2):
@@ -228,3 +229,53 @@ def test_a_copy_made_in_an_override_has_its_own_slots() -> None:
     assert copied.get_slot(own, "total") is not optimizer.get_slot(variable, "total")
     assert "get_slot" not in vars(copied)
     assert "get_slot" not in vars(optimizer)
+
+
+def decayed_one_by_one(held: list[Any], grads: list[Any], steps: int) -> list[Any]:
+    """Float64: what decay and descent make of values."""
+    found = [tensor.double() for tensor in held]
+    for _ in range(steps):
+        found = [v - 0.25 * 0.125 * v for v in found]
+        found = [v - 0.5 * g.double() for v, g in zip(found, grads, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_weight_decay_comes_before_the_override(batches: bool) -> None:
+    starts = [torch.linspace(-1, 1, n) for n in (3, 5, 1)]
+    grads = [torch.linspace(2, 1, n) for n in (3, 5, 1)]
+    variables = [torch.nn.Parameter(start.clone()) for start in starts]
+    optimizer = ByHand(weight_decay=0.125)
+    optimizer.batch_raw_ops = batches
+    optimizer._set_hyper("learning_rate", 0.25)
+    for _ in range(4):
+        optimizer.apply_gradients(zip(grads, variables, strict=True))
+    expected = decayed_one_by_one(starts, grads, 4)
+    for variable, value in zip(variables, expected, strict=True):
+        torch.testing.assert_close(variable.detach().double(), value)
+
+
+def test_variables_without_decay_are_left_alone() -> None:
+    held = [torch.nn.Parameter(torch.full((2,), x)) for x in (1.0, torch.inf)]
+    names = ("weight", "bias")
+    for name, variable in zip(names, held, strict=True):
+        set_name(variable, name)
+    settings = {"bias": {"weight_decay": 0.0}}
+    optimizer = ByHand(weight_decay=0.5, per_variable=settings)
+    for _ in range(3):
+        optimizer.apply_gradients([(torch.zeros(2), v) for v in held])
+    assert held[0].tolist() == [0.125] * 2
+    assert held[1].tolist() == [torch.inf] * 2
+
+
+def test_a_gradient_in_a_variable_is_read_before_that_decays() -> None:
+    a, b = (torch.nn.Parameter(torch.full((2,), x)) for x in (8.0, 4.0))
+    optimizer = ByHand(weight_decay=0.5)
+    optimizer.batch_raw_ops = False
+    for _ in range(3):
+        with torch.no_grad():
+            a.fill_(8.0)
+            b.fill_(4.0)
+        optimizer.apply_gradients([(b.detach(), a), (torch.ones(2), b)])
+        assert a.tolist() == [2.0, 2.0]
+        assert b.tolist() == [1.5, 1.5]

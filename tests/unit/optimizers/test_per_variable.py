@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import thalweg as tw
+from thalweg.state import set_name
 
 
 def make_model() -> nn.Sequential:
@@ -278,3 +279,24 @@ def test_a_factor_is_a_finite_number(factor: Any) -> None:
         tw.scale(factor)
     with pytest.raises((TypeError, ValueError), match="scale: expected a number; got"):
         tw.optimizers.Adam(per_variable={"*": {"beta_1": {"scale": factor}}})
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_names_that_become_known_change_the_settings(use_ema: bool) -> None:
+    model = make_model()
+    weight, bias, *_ = model.parameters()
+    set_name(weight, "0.bias.of_old")
+    table = {"*bias*": {"learning_rate": 0.25}}
+    optimizer = tw.optimizers.SGD(1.0, per_variable=table, use_ema=use_ema)
+
+    def moves() -> list[float]:
+        before = [t.detach().clone() for t in (weight, bias)]
+        optimizer.apply_gradients([(torch.ones_like(t), t) for t in (weight, bias)])
+        pairs = zip(before, (weight, bias), strict=True)
+        return [float((old - new).detach().flatten()[0]) for old, new in pairs]
+
+    for _ in range(2):
+        assert moves() == pytest.approx([0.25, 1.0])
+    optimizer.build(model)
+    for _ in range(2):
+        assert moves() == pytest.approx([1.0, 0.25])
