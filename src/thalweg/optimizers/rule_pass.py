@@ -26,7 +26,7 @@ class RulePass:
     """
 
     def __init__(self, where: str, rule: Rule) -> None:
-        self._where, self._rule = where, rule
+        self._where, self._rule = f"{where}: {rule.name}", rule
         self._held: deque[Plan] = deque(maxlen=_MOST)
 
     @torch.no_grad()

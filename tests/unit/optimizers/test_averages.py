@@ -160,14 +160,10 @@ def test_on_a_device_nothing_waits_for_it(nonfinite: Any) -> None:
     assert found[0][1] > 2.0
 
 
-class Batched(tw.Optimizer):
+class Batched(ByHand):
     """Updates by raw ops that are launched together."""
 
     batch_raw_ops = True
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__("Batched", **options)
-        self._set_hyper("learning_rate", RATE)
 
     def _resource_apply_dense(
         self, grad: Any, var: Any, apply_state: Any = None
